@@ -1,0 +1,1 @@
+"""Tillpost collector: a durable, batching collector for the Synerise API."""

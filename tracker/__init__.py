@@ -1,0 +1,1 @@
+"""Tillpost tracker: typed events for the Synerise API."""
