@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 _FOREIGN: Final = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE
+    r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE
 )
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -84,7 +84,7 @@ def parse_ms(text: str) -> int:
         raise ValueError("a time looks like 2026-05-04T09:53:56.999Z (ISO 8601 with Z or +hh:mm)")
     year, month, day, hour, minute, second, fraction, zone = found.groups()
     try:
-        naive = datetime(int(year), int(month), int(day), int(hour), int(minute), int(second or 0))
+        naive = datetime(int(year), int(month), int(day), int(hour), int(minute), int(second))
     except ValueError as error:
         raise ValueError(f"not a time: {error}") from None
     ms = (naive - datetime(1970, 1, 1)) // timedelta(milliseconds=1)
