@@ -1,0 +1,96 @@
+"""The client: whose record it is."""
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import force_setattr
+
+from tracker import checks
+from tracker.errors import InvalidRecord
+from tracker.masks import fields_masked, masked
+
+# API reference, Events: `client`; with fullmatch, because $ would let a trailing newline pass.
+_EMAIL: Final = re.compile(
+    r'(([^<>()[\]\\.,;:\s@"]+(\.[^<>()[\]\\.,;:\s@"]+)*)|(".+"))'
+    r"@((\[[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\])|(([a-zA-Z\-0-9]+\.)+[a-zA-Z]{2,}))"
+)
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_FORBIDDEN: Final = re.compile("[\r\n\u2028\u2029\u00ad\ufe00-\ufe0f\x00\U00010000-\U0010ffff]")
+
+
+class Client(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Whose record it is: at least one of `id`, `uuid`, `custom_id`, `email`.
+
+    Whitespace around an identifier is trimmed, as the API does. All keys given are sent; the
+    set of them is the record's identifier type. Raises `InvalidRecord` for what the API would refuse.
+    """
+
+    id: int | None = None
+    """The profile id the system made."""
+    uuid: str | None = None
+    """Lower-case ``8-4-4-4-12`` hexadecimal digits."""
+    custom_id: str | None = msgspec.field(name="customId", default=None)
+    """Your own id."""
+    email: str | None = None
+
+    if TYPE_CHECKING:  # more is taken than is kept
+
+        def __init__(
+            self,
+            *,
+            id: int | None = None,
+            uuid: str | UUID | None = None,
+            custom_id: str | None = None,
+            email: str | None = None,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        if self.email is not None:
+            email = _identifier(self.email, "email")
+            if not _EMAIL.fullmatch(email) or "\ufeff" in email:  # whitespace to the API, not to Python
+                raise InvalidRecord("email", "must be an e-mail address, such as anna@example.com", self.email)
+            force_setattr(self, "email", email)
+        if self.custom_id is not None:
+            force_setattr(self, "custom_id", _identifier(self.custom_id, "custom_id"))
+        if self.uuid is not None:
+            given: object = self.uuid
+            uuid = _identifier(str(given) if isinstance(given, UUID) else given, "uuid")
+            if not _UUID.fullmatch(uuid):
+                raise InvalidRecord("uuid", "must be lower-case hexadecimal digits in the form 8-4-4-4-12", self.uuid)
+            force_setattr(self, "uuid", uuid)
+        if self.id is not None:
+            checks.whole(self.id, "id")
+        elif self.uuid is None and self.custom_id is None and self.email is None:
+            raise InvalidRecord("client", "must have at least one of id, uuid, custom_id, email")
+
+    def __repr__(self) -> str:
+        return masked(self)
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return fields_masked(self)
+
+
+def _identifier(value: Any, field: str) -> str:
+    trimmed = checks.text(value, field).strip()
+    if not trimmed:
+        raise InvalidRecord(field, "must not be empty: leave it out", value)
+    if _FORBIDDEN.search(trimmed):
+        raise InvalidRecord(
+            field,
+            "must not hold line breaks, U+0000, U+00AD, U+2028, U+2029, U+FE00 to U+FE0F or characters above U+FFFF",
+            value,
+        )
+    return trimmed
+
+
+def client(value: Any, field: str) -> Client:
+    if not isinstance(value, Client):
+        raise InvalidRecord(
+            field, f'must be a Client, such as Client(email="anna@example.com"), not {checks.kind_of(value)}'
+        )
+    return value
+
+
+AnyClient = Annotated[Client, client]

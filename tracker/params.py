@@ -1,0 +1,87 @@
+"""Free-form keys: what the caller may add to the known ones.
+
+Everything JSON can say, and `Decimal`, `Money`, `UUID`, enums and aware datetimes. No nulls: leave
+unknown values out (API reference, Events: `params` rules).
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from tracker import checks
+from tracker import time as _time
+from tracker.errors import InvalidRecord
+from tracker.money import Money
+
+RESERVED: Final = frozenset({"modifiedBy", "apiKey", "eventUUID", "ip", "time", "businessProfileId"})
+"""The backend ignores or overwrites these names in `params`."""
+_MAX_DEPTH: Final = 32  # far beyond any event, and far below what a recursive decoder refuses
+
+
+def json_object(value: Any, field: str) -> dict[str, object]:
+    """Free-form keys, as a copy that holds nothing but what JSON can say."""
+    if not isinstance(value, Mapping):
+        raise InvalidRecord(field, f"must be a mapping, not {checks.kind_of(value)}", value)
+    return _object(value, field, _MAX_DEPTH)
+
+
+def _object(value: Mapping[Any, Any], field: str, depth: int) -> dict[str, object]:
+    copy: dict[str, object] = {}
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise InvalidRecord(field, f"must have strings for keys, not {checks.kind_of(key)}", key)
+        if not key.isascii():
+            checks.text(key, f"{field} (a key)")
+        kind = type(item)
+        if kind is bool or (kind is str and item.isascii()):  # most params are: spare them the call
+            copy[key] = item
+        else:
+            copy[key] = _json(item, f"{field}.{key}", depth)
+    return copy
+
+
+def _json(value: Any, field: str, depth: int) -> object:
+    if value is None:
+        raise InvalidRecord(field, "must not be null: leave the key out", value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Enum):
+        return _json(value.value, field, depth)
+    if isinstance(value, str):
+        return checks.text(str(value), field)
+    if isinstance(value, (int, float, Decimal)):
+        return checks.number(value, field)
+    if isinstance(value, datetime):
+        return _time.format_ms(_time.datetime_ms(checks.moment(value, field)))
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, Money):
+        return value
+    if depth == 0:
+        raise InvalidRecord(field, f"must not be nested deeper than {_MAX_DEPTH} levels", value)
+    if isinstance(value, Mapping):
+        return _object(value, field, depth - 1)
+    if isinstance(value, (list, tuple)):
+        return [_json(item, f"{field}[{index}]", depth - 1) for index, item in enumerate(value)]
+    raise InvalidRecord(
+        field,
+        "must be something JSON can say (string, number, bool, list, mapping), Decimal, Money, UUID "
+        f"or an aware datetime, not {checks.kind_of(value)}",
+        value,
+    )
+
+
+def params(value: Any, field: str) -> dict[str, object]:
+    """The free-form `params` of an event."""
+    found = json_object(value, field)
+    if not RESERVED.isdisjoint(found):
+        name = min(RESERVED & found.keys())
+        raise InvalidRecord(f"{field}.{name}", "is reserved: the API would ignore or overwrite it; use another name")
+    return found
+
+
+Params = Annotated[Mapping[str, object], params]
+Extra = Annotated[Mapping[str, object], json_object]

@@ -1,0 +1,99 @@
+"""What events and transactions share: checked where they are made, stamped and encoded once.
+
+`Checked` finds the rule of each field in its annotation (see `checks`). A `Record` says who and
+when; `stamp` gives it its time and salt and turns it into the bytes that every attempt sends.
+"""
+
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, get_args
+
+import msgspec
+from msgspec.structs import force_setattr
+
+from tracker.checks import Check, Moment, Salt
+from tracker.clients import AnyClient
+from tracker.errors import InvalidRecord
+from tracker.masks import fields_masked, masked
+
+_ENVELOPE: Final = frozenset({"client", "time", "salt", "label", "params", "action", "extra", "metadata"})
+
+
+class _Plan(NamedTuple):
+    """How a class is checked and written, worked out once."""
+
+    values: Callable[[Any], tuple[Any, ...]]
+    checks: tuple[tuple[str, Check, bool], ...]
+    """Name, check, and whether the field must be there."""
+    keys: tuple[str, ...]
+    """The API's name of each field."""
+    own: int
+    """Where the class's own fields begin, after those of the envelope."""
+    arguments: dict[str, str]
+    """The API's names of the own fields, and ours."""
+
+
+class _Plans(dict[type, _Plan]):
+    def __missing__(self, cls: type[msgspec.Struct]) -> _Plan:
+        fields = msgspec.structs.fields(cls)
+        own = [field for field in fields if field.name not in _ENVELOPE]
+        self[cls] = plan = _Plan(
+            values=attrgetter(*(field.name for field in fields)),
+            checks=tuple((field.name, _check_of(field.type), field.required) for field in fields),
+            keys=tuple(field.encode_name for field in fields),
+            own=next((at for at, field in enumerate(fields) if field.name not in _ENVELOPE), len(fields)),
+            arguments={field.encode_name: field.name for field in own},
+        )
+        return plan
+
+
+def _check_of(annotation: Any) -> Check:
+    """The check in ``Annotated[T, check]``, alone or in a union with None."""
+    for part in (annotation, *get_args(annotation)):
+        if hasattr(part, "__metadata__"):
+            check: Check = part.__metadata__[0]
+            return check
+    raise TypeError(f"{annotation} carries no check")
+
+
+plans: Final = _Plans()
+
+
+def no_known_keys(free: Mapping[str, object], field: str, arguments: Mapping[str, str]) -> None:
+    """Raises `InvalidRecord` when a free-form key would hide one that has an argument of its own."""
+    if not arguments.keys().isdisjoint(free):
+        key = min(arguments.keys() & free.keys())
+        raise InvalidRecord(f"{field}.{key}", f"has an argument of its own: give {arguments[key]}=", free[key])
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """Checks its fields when it is made, and shows no values in its `repr`."""
+
+    def __post_init__(self) -> None:
+        plan = plans[type(self)]
+        for (name, check, required), value in zip(plan.checks, plan.values(self), strict=True):
+            if value is not None:
+                kept = check(value, name)
+                if kept is not value:
+                    force_setattr(self, name, kept)
+            elif required:
+                raise InvalidRecord(name, "is required")
+
+    def __repr__(self) -> str:
+        return masked(self)
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return fields_masked(self)
+
+
+class _Whose(Checked, frozen=True):
+    client: AnyClient
+
+
+class Record(_Whose, frozen=True, kw_only=True):
+    """An event or a transaction of one client."""
+
+    time: Moment | None = None
+    """When it happened; without it, when it is tracked. A time you give is never changed."""
+    salt: Salt | None = None
+    """Your own natural key; without it, a random one."""
