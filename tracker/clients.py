@@ -8,6 +8,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from tracker import checks
+from tracker.checks import passes
 from tracker.errors import InvalidRecord
 from tracker.masks import fields_masked, masked
 
@@ -85,6 +86,7 @@ def _identifier(value: Any, field: str) -> str:
     return trimmed
 
 
+@passes(Client)
 def client(value: Any, field: str) -> Client:
     if not isinstance(value, Client):
         raise InvalidRecord(

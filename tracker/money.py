@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from tracker import checks
+from tracker.checks import passes
 from tracker.errors import InvalidRecord
 
 # Python's default context rounds to 28 digits. Every number here has at most 100 digits on either
@@ -43,6 +44,7 @@ class Money(msgspec.Struct, frozen=True, gc=False):
         force_setattr(self, "amount", amount if type(amount) is Decimal else Decimal(amount))
 
 
+@passes(Money)
 def money(value: Any, field: str) -> Money:
     if not isinstance(value, Money):
         raise InvalidRecord(field, f'must be Money, such as Money("12.50", "PLN"), not {checks.kind_of(value)}', value)

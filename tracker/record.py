@@ -23,8 +23,8 @@ class _Plan(NamedTuple):
     """How a class is checked and written, worked out once."""
 
     values: Callable[[Any], tuple[Any, ...]]
-    checks: tuple[tuple[str, Check, bool], ...]
-    """Name, check, and whether the field must be there."""
+    checks: tuple[tuple[str, type | None, Check, bool], ...]
+    """Name, the type that needs no check, the check, and whether the field must be there."""
     keys: tuple[str, ...]
     """The API's name of each field."""
     own: int
@@ -39,7 +39,7 @@ class _Plans(dict[type, _Plan]):
         own = [field for field in fields if field.name not in _ENVELOPE]
         self[cls] = plan = _Plan(
             values=attrgetter(*(field.name for field in fields)),
-            checks=tuple((field.name, _check_of(field.type), field.required) for field in fields),
+            checks=tuple((field.name, *_check_of(field.type), field.required) for field in fields),
             keys=tuple(field.encode_name for field in fields),
             own=next((at for at, field in enumerate(fields) if field.name not in _ENVELOPE), len(fields)),
             arguments={field.encode_name: field.name for field in own},
@@ -47,12 +47,12 @@ class _Plans(dict[type, _Plan]):
         return plan
 
 
-def _check_of(annotation: Any) -> Check:
+def _check_of(annotation: Any) -> tuple[type | None, Check]:
     """The check in ``Annotated[T, check]``, alone or in a union with None."""
     for part in (annotation, *get_args(annotation)):
         if hasattr(part, "__metadata__"):
             check: Check = part.__metadata__[0]
-            return check
+            return getattr(check, "passes", None), check
     raise TypeError(f"{annotation} carries no check")
 
 
@@ -71,13 +71,14 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_de
 
     def __post_init__(self) -> None:
         plan = plans[type(self)]
-        for (name, check, required), value in zip(plan.checks, plan.values(self), strict=True):
-            if value is not None:
+        for (name, passes, check, required), value in zip(plan.checks, plan.values(self)):  # noqa: B905  costs 10 %
+            if value is None:
+                if required:
+                    raise InvalidRecord(name, "is required")
+            elif type(value) is not passes or (passes is str and not value.isascii()):
                 kept = check(value, name)
                 if kept is not value:
                     force_setattr(self, name, kept)
-            elif required:
-                raise InvalidRecord(name, "is required")
 
     def __repr__(self) -> str:
         return masked(self)

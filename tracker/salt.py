@@ -17,12 +17,12 @@ from tracker.errors import InvalidRecord
 Salts = Callable[[int], str]
 """Makes the salt of a record stamped at so many milliseconds since 1970."""
 
-_DRAW: Final = 10  # bytes of entropy for one salt
-_POOL: Final = 400 * _DRAW  # one system call for 400 salts
+_RANDOM_DIGITS: Final = 15  # 60 bits beside the millisecond and the counter
+_POOL_BYTES: Final = 3000  # one system call for 400 salts
 
 
 class TimeOrdered:
-    """Salts in the form of a UUID version 7: sorted by time, random beyond it, each larger than the last.
+    """Salts in the form of a UUID version 7: sorted by time, each larger than the last, random at the end.
 
     Unique across threads and processes; a forked child must `reseed`, or it draws what its parent draws.
     """
@@ -32,23 +32,25 @@ class TimeOrdered:
 
     def reseed(self) -> None:
         self._lock = threading.RLock()  # a signal handler may track while we are in here
-        self._pool, self._next = b"", 0
-        self._ms, self._random = 0, 0
+        self._pool, self._next = "", 0
+        self._ms, self._head, self._count = -1, "", 0
 
     def __call__(self, ms: int) -> str:
         with self._lock:
             if self._next == len(self._pool):
-                self._pool, self._next = os.urandom(_POOL), 0
-            drawn = int.from_bytes(self._pool[self._next : self._next + _DRAW], "big")
-            self._next += _DRAW
+                self._pool, self._next = os.urandom(_POOL_BYTES).hex(), 0
+            at = self._next
+            self._next = at + _RANDOM_DIGITS
             if ms > self._ms:
-                # 73 of 74 random bits, so that counting up has room for 2**41 steps in one millisecond.
-                self._ms, self._random = ms, drawn & (1 << 73) - 1
-            else:  # the same millisecond, or a clock set back: a random step up
-                self._random += 1 + (drawn & 0xFFFFFFFF)
-            ms, random = self._ms, self._random
-        digits = f"{ms:012x}7{random >> 62:03x}{1 << 63 | random & (1 << 62) - 1:016x}"
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+                self._begin(ms)
+            elif self._count == 0xFFF:  # the same millisecond, or a clock set back: count on
+                self._begin(self._ms + 1)
+            self._count += 1
+            return f"{self._head}{self._count:03x}-8{self._pool[at : at + 3]}-{self._pool[at + 3 : at + 15]}"
+
+    def _begin(self, ms: int) -> None:
+        digits = f"{ms:012x}"
+        self._ms, self._head, self._count = ms, f"{digits[:8]}-{digits[8:12]}-7", 0
 
 
 fresh: Final = TimeOrdered()
