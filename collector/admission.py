@@ -1,0 +1,181 @@
+"""What may enter the buffer, and how it is laid down: room, policy when full, merging, superseding."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+import msgspec
+
+from collector.chunks import Batch, Chunk, salts_in
+from collector.kinds import KINDS, Lane, Parcel, Run
+from collector.work import PAGE, SEQ_BITS, Work
+
+CHUNK_RECORDS: Final = 1000
+CHUNK_BYTES: Final = 1_000_000
+RETRY_AFTER_S: Final = 5.0
+
+Policy = Literal["refuse", "discard-oldest"]
+EVERYTHING, ONE_LANE, BULK = 0.95, 0.80, 0.70
+"""Shares of `Sizes.usable` that may fill (guarantee G7)."""
+
+
+class Full(Exception):  # noqa: N818
+    """No room: nothing of the request was stored. `retry_after_s` says when to try again."""
+
+    def __init__(self, what: str, retry_after_s: float = RETRY_AFTER_S) -> None:
+        super().__init__(what)
+        self.what = what
+        self.retry_after_s = retry_after_s
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How `buffer.max_size` is divided (guarantee G7)."""
+
+    max_size: int
+
+    @property
+    def wal_cap(self) -> int:
+        return min(16 * 1024 * 1024, self.max_size // 4)
+
+    @property
+    def usable(self) -> int:
+        """What pages may fill: `max_size` minus the reserve (the WAL at its cap, and the ballast)."""
+        return self.max_size - 2 * self.wal_cap
+
+    @property
+    def max_body(self) -> int:
+        """The largest request body one commit can take."""
+        return self.wal_cap // 2
+
+
+class Request(Protocol):
+    """Parcels of one request that want in."""
+
+    parcels: Sequence[Parcel]
+    bytes: int
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The buffer's door."""
+
+    sizes: Sizes
+    when_full: Policy
+
+    def admit(self, work: Work, appends: Sequence[Request], dead_salts: set[int], in_hand: set[int]) -> None:
+        """Merge the parcels of all requests into as few chunks as possible, lane by lane.
+
+        A request there is no room for gets its error; `in_hand` are chunks that must not be
+        discarded, `dead_salts` the hashes of the dead letters' salts.
+        """
+        used = work.used_bytes()
+        merged: dict[Lane, tuple[list[bytes], list[Run]]] = {}
+        for append in appends:
+            cost = append.bytes + append.bytes // 32 + 2 * PAGE * len(append.parcels)
+            lanes = {parcel.lane for parcel in append.parcels}
+            what = self._no_room(work, used + cost, lanes, append.bytes)
+            if what is not None and self.when_full == "discard-oldest":
+                used -= self._discard(work, used + cost, lanes, in_hand)
+                what = self._no_room(work, used + cost, lanes, append.bytes)
+            if what is not None:
+                append.error = Full(what)
+                continue
+            used += cost
+            for parcel in append.parcels:
+                records, runs = merged.setdefault(parcel.lane, ([], []))
+                records += parcel.records
+                runs += parcel.runs
+                work.ledger["accepted"] += len(parcel.records)
+                _supersede(work, parcel, dead_salts)
+        for lane, (records, runs) in merged.items():
+            for some, theirs in _cut(records, runs):
+                work.insert_chunk(lane, some, theirs, work.now_ms)
+
+    def _no_room(self, work: Work, would_use: int, lanes: set[Lane], size: int) -> str | None:
+        usable = self.sizes.usable
+        if would_use > EVERYTHING * usable:
+            return "the buffer is full"
+        if would_use > BULK * usable and any(lane.priority == "bulk" for lane in lanes):
+            return "the buffer is too full for bulk records"
+        for lane in lanes:
+            state = work.peek(lane)
+            mine = (state.bytes if state else 0) + size
+            others = any(other.pending for other in work.all_lanes() if other.lane != lane)
+            if others and mine > ONE_LANE * usable:
+                return f"the lane {lane} fills its share of the buffer"
+        return None
+
+    def _discard(self, work: Work, would_use: int, lanes: set[Lane], in_hand: set[int]) -> int:
+        """Drop whole chunks, the oldest first, bulk before live; never what is in hand. Freed bytes."""
+        freed, bulk_only = 0, any(lane.priority == "bulk" for lane in lanes)
+        wanted = would_use - int((BULK if bulk_only else EVERYTHING) * self.sizes.usable)
+        for priority in ("bulk",) if bulk_only else ("bulk", "live"):
+            ids = [state.id for state in work.all_lanes() if state.lane.priority == priority]
+            marks = ",".join("?" * len(ids))
+            rows = work.conn.execute(
+                "SELECT c.id, c.accepted_ms, c.crc, c.runs, c.ends, c.body, g.bits FROM chunks c "  # noqa: S608
+                f"LEFT JOIN gone g ON g.chunk = c.id WHERE c.id >> {SEQ_BITS} IN ({marks}) "
+                "ORDER BY c.accepted_ms, c.id LIMIT 1000",
+                ids,
+            ).fetchall()
+            for row in rows:
+                if freed >= wanted:
+                    return freed
+                if row[0] in in_hand:
+                    continue
+                lane = work.lane_by_id(row[0] >> SEQ_BITS).lane
+                chunk = Chunk.load(row, lane)
+                if chunk is None:
+                    continue
+                work.ledger["discarded"] += sum(len(left) for _, left in work.remove(Batch.of(lane, chunk.spans())))
+                freed += len(chunk.body)
+        return freed
+
+
+def _supersede(work: Work, parcel: Parcel, dead_salts: set[int]) -> None:
+    """A dead letter whose order key is accepted again is superseded: it must not overwrite what is newer."""
+    if not dead_salts and not work.new_dead_salts:
+        return
+    order_key = KINDS[parcel.lane.kind].order_key
+    for record in parcel.records:
+        hashes = set(map(hash, salts_in(record)))
+        if hashes.isdisjoint(dead_salts) and hashes.isdisjoint(work.new_dead_salts):
+            continue
+        state = work.lane(parcel.lane)
+        changed = work.conn.execute(
+            "UPDATE dead SET superseded = 1 WHERE lane = ? AND order_key = ? AND NOT superseded",
+            (state.id, order_key(record)),
+        ).rowcount
+        work.ledger["dead"] -= changed
+        work.ledger["superseded"] += changed
+
+
+def _cut(records: list[bytes], runs: list[Run]) -> Iterator[tuple[list[bytes], list[Run]]]:
+    """Records and their runs in pieces no larger than a chunk may be."""
+    start = 0
+    while start < len(records):
+        stop, size = start, 0
+        while stop < len(records) and stop - start < CHUNK_RECORDS:
+            size += len(records[stop]) + 1
+            if size > CHUNK_BYTES and stop > start:
+                break
+            stop += 1
+        yield records[start:stop], _runs_between(runs, start, stop)
+        start = stop
+
+
+def _runs_between(runs: list[Run], start: int, stop: int) -> list[Run]:
+    found: list[Run] = []
+    at = 0
+    for run in runs:
+        low, high = max(start, at), min(stop, at + run.count)
+        at += run.count
+        if low >= high:
+            continue
+        last = found[-1] if found else None
+        if last is not None and (last.boot, last.offset_ms) == (run.boot, run.offset_ms):
+            found[-1] = Run(last.count + high - low, max(last.latest_ms, run.latest_ms), run.boot, run.offset_ms)
+        else:
+            found.append(Run(high - low, run.latest_ms, run.boot, run.offset_ms))
+    return found

@@ -1,0 +1,264 @@
+"""Chunks, spans and batches: records as they are stored, and as they are sent.
+
+A *chunk* is what one commit brought for one lane; a *span* is a stretch of a chunk's
+records; a *batch* is the spans of one request.
+"""
+
+import re
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Final, Protocol
+
+import msgspec
+
+from collector.kinds import KINDS, Lane, Run
+
+_SALT: Final = re.compile(rb'"eventSalt"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_RUNS_ENCODER: Final = msgspec.msgpack.Encoder()
+_RUNS_DECODER: Final = msgspec.msgpack.Decoder(tuple[Run, ...])
+
+
+class Corrections(Protocol):
+    """What is known of the true time of each boot."""
+
+    def corrected_ms(self, boot: str, offset_ms: int, stamped_ms: int) -> int:
+        """The time a stamp made at `stamped_ms` should have had; the stamp itself where nothing is known."""
+        ...
+
+
+class NoCorrections:
+    """Every clock was right."""
+
+    def corrected_ms(self, boot: str, offset_ms: int, stamped_ms: int) -> int:  # noqa: ARG002
+        return stamped_ms
+
+
+def salts_in(body: bytes | memoryview) -> list[bytes]:
+    """Every string that stands as an ``eventSalt`` in the bytes, nested ones included: a cheap superset."""
+    return _SALT.findall(body)
+
+
+def crc_of(runs: bytes, ends: bytes, body: bytes) -> int:
+    """The checksum stored beside a chunk and verified whenever it is read."""
+    return zlib.crc32(body, zlib.crc32(ends, zlib.crc32(runs)))
+
+
+def encode_runs(runs: Sequence[Run]) -> bytes:
+    return _RUNS_ENCODER.encode(tuple(runs))
+
+
+def ends_of(records: Sequence[bytes]) -> "array[int]":
+    """Where each record ends once they are joined by commas."""
+    return array("I", accumulate((len(r) for r in records), lambda end, n: end + 1 + n))
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Records of one row, as stored: of the table ``chunks``, or a single one of ``aside``."""
+
+    id: int
+    lane: Lane
+    body: bytes
+    ends: "array[int]"
+    runs: tuple[Run, ...]
+    accepted_ms: int
+    gone: bytes = b""
+    from_aside: bool = False
+    reason: str = ""
+    """Why it waited, for a record of ``aside``."""
+
+    @classmethod
+    def load(cls, row: tuple[int, int, int, bytes, bytes, bytes, bytes | None], lane: Lane) -> "Chunk | None":
+        """A row (id, accepted_ms, crc, runs, ends, body, gone) of ``chunks``; None where the checksum fails."""
+        chunk_id, accepted_ms, crc, runs, ends, body, gone = row
+        if crc_of(runs, ends, body) != crc:
+            return None
+        return cls(chunk_id, lane, body, _array(ends), _RUNS_DECODER.decode(runs), accepted_ms, gone or b"")
+
+    @classmethod
+    def load_aside(cls, row: tuple[int, int, int, bytes, bytes, str], lane: Lane) -> "Chunk | None":
+        """A row (id, accepted_ms, crc, runs, body, reason) of ``aside``; None where the checksum fails."""
+        row_id, accepted_ms, crc, runs, body, reason = row
+        if crc_of(runs, b"", body) != crc:
+            return None
+        ends = array("I", [len(body)])
+        return cls(row_id, lane, body, ends, _RUNS_DECODER.decode(runs), accepted_ms, b"", True, reason)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def start(self, i: int) -> int:
+        return self.ends[i - 1] + 1 if i else 0
+
+    def record(self, i: int) -> bytes:
+        return self.body[self.start(i) : self.ends[i]]
+
+    def run(self, i: int) -> Run:
+        """The run that record `i` belongs to, cut down to that record."""
+        for run in self.runs:
+            if i < run.count:
+                return Run(1, run.latest_ms, run.boot, run.offset_ms)
+            i -= run.count
+        raise IndexError(i)
+
+    def is_gone(self, i: int) -> bool:
+        return i >> 3 < len(self.gone) and bool(self.gone[i >> 3] & (1 << (i & 7)))
+
+    def spans(self) -> Iterator["Span"]:
+        """The stretches of records still here."""
+        if not self.gone:
+            yield Span(self, 0, len(self))
+            return
+        start = None
+        for i in range(len(self) + 1):
+            here = i < len(self) and not self.is_gone(i)
+            if here and start is None:
+                start = i
+            elif not here and start is not None:
+                yield Span(self, start, i)
+                start = None
+
+    def latest_ms(self, corrections: Corrections) -> int:
+        """The greatest time of any of its records, corrected."""
+        return max(
+            run.latest_ms if run.boot is None else corrections.corrected_ms(run.boot, run.offset_ms, run.latest_ms)
+            for run in self.runs
+        )
+
+    def retimed(self, corrections: Corrections) -> "Chunk":
+        """This chunk with the times *we* stamped put right; itself where there is nothing to repair.
+
+        A pure function of what is on disk, so a resend after a crash is byte-identical.
+        """
+        if not any(
+            run.boot is not None and corrections.corrected_ms(run.boot, run.offset_ms, run.latest_ms) != run.latest_ms
+            for run in self.runs
+        ):
+            return self
+        kind = KINDS[self.lane.kind]
+        records: list[bytes] = []
+        runs: list[Run] = []
+        for run in self.runs:
+            latest = run.latest_ms
+            if run.boot is not None:
+                latest = corrections.corrected_ms(run.boot, run.offset_ms, latest)
+            for _ in range(run.count):
+                record = self.record(len(records))
+                if run.boot is not None:
+                    stamped = kind.time_ms(record)
+                    true_ms = corrections.corrected_ms(run.boot, run.offset_ms, stamped)
+                    if true_ms != stamped:
+                        record = kind.retimed(record, true_ms)
+                records.append(record)
+            runs.append(Run(run.count, latest, None, 0))
+        body = b",".join(records)
+        return _Retimed(
+            self.id, self.lane, body, ends_of(records), tuple(runs), self.accepted_ms, self.gone, self.from_aside,
+            self.reason, stored=self,
+        )  # fmt: skip
+
+    @property
+    def as_stored(self) -> "Chunk":
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class _Retimed(Chunk):
+    stored: Chunk | None = None
+
+    @property
+    def as_stored(self) -> Chunk:
+        return self.stored or self
+
+
+def _array(ends: bytes) -> "array[int]":
+    values: array[int] = array("I")
+    values.frombytes(ends)
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Records `start` to `stop` of one chunk, none of them gone."""
+
+    chunk: Chunk
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def bytes(self) -> memoryview:
+        return memoryview(self.chunk.body)[self.chunk.start(self.start) : self.chunk.ends[self.stop - 1]]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Up to one request of one lane; immutable, so that every attempt sends the same bytes."""
+
+    lane: Lane
+    spans: tuple[Span, ...]
+    count: int
+
+    @classmethod
+    def of(cls, lane: Lane, spans: Iterable[Span]) -> "Batch":
+        held = tuple(spans)
+        return cls(lane, held, sum(len(span) for span in held))
+
+    @cached_property
+    def body(self) -> bytes:
+        """The request's body."""
+        return b"".join((b"[", b",".join(span.bytes for span in self.spans), b"]"))
+
+    @property
+    def parked(self) -> bool:
+        """Whether any of it waited aside because it was parked."""
+        return any(span.chunk.reason == "parked" for span in self.spans)
+
+    @property
+    def from_aside(self) -> bool:
+        """Whether any of it waited aside for whatever reason."""
+        return any(span.chunk.from_aside for span in self.spans)
+
+    def positions(self) -> Iterator[tuple[Chunk, int]]:
+        for span in self.spans:
+            for i in range(span.start, span.stop):
+                yield span.chunk, i
+
+    def record(self, index: int) -> bytes:
+        """The bytes of one record as they are sent."""
+        chunk, i = self._locate(index)
+        return chunk.record(i)
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """Records `start` to `stop`, in order."""
+        spans, at = [], 0
+        for span in self.spans:
+            low, high = max(start - at, 0), min(stop - at, len(span))
+            if low < high:
+                spans.append(Span(span.chunk, span.start + low, span.start + high))
+            at += len(span)
+        return Batch.of(self.lane, spans)
+
+    def pick(self, indices: Iterable[int]) -> "Batch":
+        """The records at `indices`, in the order of the batch."""
+        spans: list[Span] = []
+        for index in sorted(set(indices)):
+            chunk, i = self._locate(index)
+            if spans and spans[-1].chunk is chunk and spans[-1].stop == i:
+                spans[-1] = Span(chunk, spans[-1].start, i + 1)
+            else:
+                spans.append(Span(chunk, i, i + 1))
+        return Batch.of(self.lane, spans)
+
+    def _locate(self, index: int) -> tuple[Chunk, int]:
+        for span in self.spans:
+            if index < len(span):
+                return span.chunk, span.start + index
+            index -= len(span)
+        raise IndexError(index)

@@ -1,0 +1,131 @@
+"""The buffer's file on disk: who may hold it, who may read it, and what a forked child must not touch."""
+
+import ctypes
+import importlib
+import os
+import sqlite3
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+
+
+class BufferInUse(Exception):  # noqa: N818
+    """Another process holds the buffer."""
+
+    def __init__(self, path: Path, pid: int | None) -> None:
+        whom = f"process {pid}" if pid else "another process"
+        super().__init__(
+            f"the buffer {path} is in use by {whom}: one process owns a buffer. "
+            "Stop that process, name another file, or send to the collector it runs: use the sidecar."
+        )
+        self.path = path
+        self.pid = pid
+
+
+class BufferUnusable(Exception):  # noqa: N818
+    """The buffer cannot be opened, and trying again will not help."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"the buffer {path} cannot be used: {why}")
+        self.path = path
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The file of that suffix that lies beside the buffer: ``tillpost.db`` -> ``tillpost.db.lock``."""
+    return path.with_name(path.name + suffix)
+
+
+class FileLock:
+    """An exclusive lock on ``<buffer>.lock``, which the system lets go of when the process ends, however it ends."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        _descriptors.add(fd)
+
+    @classmethod
+    def acquire(cls, buffer: Path) -> "FileLock":
+        """Raises BufferInUse, naming the holder, or BufferUnusable where the folder cannot be used."""
+        try:
+            if not buffer.parent.exists():
+                buffer.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(beside(buffer, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise BufferUnusable(
+                buffer, f"{error.strerror} ({error.filename}). Check the folder and its owner."
+            ) from error
+        if not _try_lock(fd):
+            with suppress(OSError):
+                os.lseek(fd, 0, os.SEEK_SET)
+            holder = os.read(fd, 32).decode("ascii", "replace").strip()
+            os.close(fd)
+            raise BufferInUse(buffer, int(holder) if holder.isdigit() else None)
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        return cls(fd)
+
+    def release(self) -> None:
+        if self._fd in _descriptors:
+            _descriptors.discard(self._fd)
+            os.close(self._fd)
+
+
+def _try_lock(fd: int) -> bool:
+    if fcntl is None:  # pragma: no cover - Windows
+        msvcrt = importlib.import_module("msvcrt")
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def create_private(path: Path) -> None:
+    """Make the file readable by its owner alone, whatever the umask; SQLite gives its WAL the same mode."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise BufferUnusable(path, f"{error.strerror}. Check the path and its owner.") from error
+
+
+# A forked child that ends normally would finalise the inherited connection, and SQLite would
+# then delete the parent's WAL with everything committed in it (tried: 100 of 150 rows lost).
+# One reference too many, for ever, keeps the finaliser from running; a list would not do,
+# the interpreter clears it at exit.
+_connections: Final["weakref.WeakSet[sqlite3.Connection]"] = weakref.WeakSet()
+_descriptors: Final[set[int]] = set()
+
+
+def inherit_nothing(connection: sqlite3.Connection) -> None:
+    """See to it that a forked child never closes this connection."""
+    _connections.add(connection)
+
+
+def close_in_child(fd: int) -> None:
+    """See to it that a forked child closes this descriptor at once: a lock or socket of its parent's."""
+    _descriptors.add(fd)
+
+
+def keep_in_child(fd: int) -> None:
+    """Undo `close_in_child`, before the descriptor is closed and its number used again."""
+    _descriptors.discard(fd)
+
+
+def _after_fork_in_child() -> None:
+    for connection in list(_connections):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+    for fd in list(_descriptors):
+        with suppress(OSError):
+            os.close(fd)
+    _descriptors.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

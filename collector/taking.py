@@ -1,0 +1,139 @@
+"""What leaves the buffer next: reads chunks lane by lane, verifies them, asks the batcher."""
+
+from array import array
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from typing import Any, Final
+
+import structlog
+
+from collector.batcher import Dead, Gate, Limits, Wait, assemble
+from collector.chunks import Batch, Chunk, Span
+from collector.kinds import Lane, Run
+from collector.work import SEQ_BITS, LaneState, Work
+
+log = structlog.get_logger()
+
+Row = tuple[Any, ...]
+DAMAGED: Final = Dead("its stored bytes fail their checksum")
+
+
+def take(
+    work: Work, lane: Lane, limits: Limits, gate: Gate, parked: Mapping[int, int], boot_ms: int
+) -> Batch | Wait | None:
+    """The next batch of a lane: what waited aside and may leave now, else the head of the lane.
+
+    `parked` says when the parked records may be tried again, by the boot clock `boot_ms`.
+    """
+    state = work.peek(lane)
+    if state is None or not state.pending:
+        return None
+    wait: int | None = None
+    if state.aside:
+        batch, wait = _take_aside(work, state, limits, gate, parked, boot_ms)
+        if batch is not None:
+            return batch
+
+    lane_id = state.id
+
+    def is_busy(key: bytes) -> bool:
+        waiting = "SELECT 1 FROM aside WHERE lane = ? AND order_key = ? LIMIT 1"
+        return work.conn.execute(waiting, (lane_id, key)).fetchone() is not None
+
+    while True:
+        state = work.peek(lane) or state
+        damaged: list[Row] = []
+        # closed before anything is written: an open cursor would pin the WAL
+        with closing(_chunks(work, state, damaged)) as chunks:
+            done = assemble(lane, chunks, limits, gate, is_busy if state.aside else None)
+        for row in damaged:
+            _bury_damaged(work, lane, row)
+        work.settle(done.fates)
+        if done.batch is not None:
+            return done.batch
+        if not done.fates:
+            break
+    if not (work.peek(lane) or state).pending:
+        return None
+    waits = [ms for ms in (wait, done.wait_until_ms) if ms is not None]
+    return Wait(min(waits) if waits else None)
+
+
+def _chunks(work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk, None, None]:
+    """The lane's chunks in order; those that fail their checksum go to `damaged` instead."""
+    rows = work.conn.execute(
+        "SELECT c.id, c.accepted_ms, c.crc, c.runs, c.ends, c.body, g.bits FROM chunks c "
+        "LEFT JOIN gone g ON g.chunk = c.id WHERE c.id >= ? AND c.id < ? ORDER BY c.id",
+        (state.id << SEQ_BITS, (state.id + 1) << SEQ_BITS),
+    )
+    with closing(rows):
+        for row in rows:
+            chunk = Chunk.load(row, state.lane)
+            if chunk is None:
+                damaged.append(row)
+            else:
+                yield chunk
+
+
+def _bury_damaged(work: Work, lane: Lane, row: Row) -> None:
+    """Stored bytes that fail their checksum are never sent; each record becomes a dead letter (G5)."""
+    chunk_id, accepted_ms, _, _, ends, body, bits = row
+    n = work.conn.execute("SELECT n FROM chunks WHERE id = ?", (chunk_id,)).fetchone()[0]
+    cuts = array("I", ends) if len(ends) == 4 * n else array("I", [len(body)] * n)
+    if list(cuts) != sorted(cuts) or (n and cuts[-1] != len(body)):
+        cuts = array("I", [len(body)] * n)
+    chunk = Chunk(chunk_id, lane, body, cuts, (Run(n, 0, None, 0),), accepted_ms, bits or b"")
+    buried = 0
+    for _, left in work.remove(Batch.of(lane, chunk.spans())):
+        for i in left:
+            work.bury(lane, chunk, i, DAMAGED, damaged=True)
+        buried += len(left)
+    log.error("buffer_damaged", lane=str(lane), records=buried)
+
+
+def _take_aside(
+    work: Work, state: LaneState, limits: Limits, gate: Gate, parked: Mapping[int, int], boot_ms: int
+) -> tuple[Batch | None, int | None]:
+    """Records whose wait is over; else when the next one's is, in ms of the upstream's clock."""
+    horizon = gate.now_ms - gate.margin_ms
+    (next_due,) = work.conn.execute(
+        "SELECT min(due_ms) FROM aside WHERE lane = ? AND due_ms > ?", (state.id, horizon)
+    ).fetchone()
+    waits = [] if next_due is None else [next_due + gate.margin_ms]
+    spans: list[Span] = []
+    size = 2
+    damaged: list[Row] = []
+    rows = work.conn.execute(
+        "SELECT id, accepted_ms, crc, runs, body, reason FROM aside a WHERE lane = ?1 "
+        "AND (due_ms IS NULL OR due_ms <= ?2) AND NOT EXISTS "
+        "(SELECT 1 FROM aside b WHERE b.lane = ?1 AND b.order_key = a.order_key AND b.id < a.id) ORDER BY id",
+        (state.id, horizon),
+    )
+    with closing(rows):
+        for row in rows:
+            row_id, reason = row[0], row[5]
+            if reason == "parked" and (due := parked.get(row_id, 0)) > boot_ms:
+                waits.append(gate.now_ms + due - boot_ms)
+                continue
+            chunk = Chunk.load_aside(row, state.lane)
+            if chunk is None:
+                damaged.append(row)
+                continue
+            span = Span(chunk.retimed(gate.corrections), 0, 1)
+            if spans and (size + 1 + len(span.bytes) > limits.max_bytes or reason == "parked"):
+                break
+            spans.append(span)
+            size += len(span.bytes) + 1
+            if len(spans) >= limits.max_records or reason == "parked":
+                break  # a parked record goes alone: it is suspected of spoiling its batch
+    for row in damaged:
+        _bury_damaged_aside(work, state.lane, row)
+    return (Batch.of(state.lane, spans) if spans else None), min(waits, default=None)
+
+
+def _bury_damaged_aside(work: Work, lane: Lane, row: Row) -> None:
+    row_id, accepted_ms, _, _, body, _ = row
+    chunk = Chunk(row_id, lane, body, array("I", [len(body)]), (Run(1, 0, None, 0),), accepted_ms, b"", True)
+    if work.remove(Batch.of(lane, chunk.spans()))[0][1]:
+        work.bury(lane, chunk, 0, DAMAGED, damaged=True)
+    log.error("buffer_damaged", lane=str(lane), records=1)

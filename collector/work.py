@@ -1,0 +1,265 @@
+"""One transaction of the buffer: rows, and what they change in the lanes and the ledger.
+
+Everything that moves a record from one table to another is here, so that the ledger's sum
+is changed in the same place as the rows it counts.
+"""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from collector.batcher import Aside, Dead, Delivered, Fate
+from collector.chunks import Batch, Chunk, crc_of, encode_runs, ends_of, salts_in
+from collector.kinds import KINDS, Lane, Run
+
+PAGE: Final = 4096
+SEQ_BITS: Final = 40
+"""A chunk's id is its lane's id and its number within the lane: ``lane << 40 | seq``."""
+
+
+class DeadLettersFull(Exception):  # noqa: N818
+    """`dead.max_size` is reached: nothing was buried."""
+
+
+class LaneState(msgspec.Struct):
+    """One lane's numbers as last committed."""
+
+    lane: Lane
+    id: int
+    last_seq: int = 0
+    pending: int = 0
+    """Records, those aside and in flight included."""
+    aside: int = 0
+    bytes: int = 0
+
+
+class Work:
+    """One transaction: the connection, and what it will change in the ledger and the lanes."""
+
+    def __init__(
+        self,
+        conn: sqlite3.Connection,
+        lanes: dict[Lane, LaneState],
+        now_ms: int,
+        dead_bytes: int = 0,
+        dead_max: int = 1 << 62,
+    ) -> None:
+        self.conn = conn
+        self.now_ms = now_ms
+        """Wall clock, milliseconds since 1970: for what is shown, never for what is decided."""
+        self.ledger: Counter[str] = Counter()
+        """What changes in the ledger."""
+        self.dead_bytes = self._dead_bytes_before = dead_bytes
+        self.dead_max = dead_max
+        self.new_dead_salts: set[int] = set()
+        self.parked: dict[int, int] = {}
+        """Records of `aside` newly parked: id to when they may be tried again, time since boot in ms."""
+        self._committed = lanes
+        self.lanes: dict[Lane, LaneState] = {}
+        """The lanes this transaction touched, as they will be."""
+
+    def undoable(self) -> Callable[[], None]:
+        """A function that puts the counts back as they are now; the rows are the savepoint's business."""
+        ledger, lanes = Counter(self.ledger), {lane: msgspec.structs.replace(s) for lane, s in self.lanes.items()}
+        dead_bytes, salts, parked = self.dead_bytes, set(self.new_dead_salts), dict(self.parked)
+
+        def undo() -> None:
+            self.ledger, self.lanes = ledger, lanes
+            self.dead_bytes, self.new_dead_salts, self.parked = dead_bytes, salts, parked
+
+        return undo
+
+    def lane(self, lane: Lane) -> LaneState:
+        """The lane's numbers, to be changed in place; a new lane gets its row."""
+        state = self.lanes.get(lane)
+        if state is None:
+            known = self._committed.get(lane)
+            if known is None:
+                row = self.conn.execute(
+                    "INSERT INTO lanes (kind, identifier, priority) VALUES (?, ?, ?) RETURNING id",
+                    (lane.kind, lane.identifier, lane.priority),
+                ).fetchone()
+                known = LaneState(lane, row[0])
+            state = self.lanes[lane] = msgspec.structs.replace(known)
+        return state
+
+    def lane_by_id(self, lane_id: int) -> LaneState:
+        for state in (*self.lanes.values(), *self._committed.values()):
+            if state.id == lane_id:
+                return self.lane(state.lane)
+        raise KeyError(lane_id)
+
+    def all_lanes(self) -> list[LaneState]:
+        return [self.lanes.get(lane, state) for lane, state in self._committed.items()] + [
+            state for lane, state in self.lanes.items() if lane not in self._committed
+        ]
+
+    def used_bytes(self) -> int:
+        """Bytes of pages in use, as `buffer.bytes` counts them."""
+        pages = self.conn.execute("PRAGMA page_count").fetchone()[0]
+        free = self.conn.execute("PRAGMA freelist_count").fetchone()[0]
+        return int((pages - free) * PAGE)
+
+    def insert_chunk(self, lane: Lane, records: Sequence[bytes], runs: Sequence[Run], accepted_ms: int) -> None:
+        """Put records at the end of a lane; they count as pending."""
+        state = self.lane(lane)
+        state.last_seq += 1
+        body, packed, ends = b",".join(records), encode_runs(runs), ends_of(records).tobytes()
+        self.conn.execute(
+            "INSERT INTO chunks (id, n, accepted_ms, crc, runs, ends, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (state.id << SEQ_BITS | state.last_seq, len(records), accepted_ms, crc_of(packed, ends, body),
+             packed, ends, body),
+        )  # fmt: skip
+        state.pending += len(records)
+        state.bytes += len(body) + 1 - len(records)
+        self.ledger["pending"] += len(records)
+
+    def peek(self, lane: Lane) -> LaneState | None:
+        """The lane's numbers, not to be changed; None for a lane never used."""
+        return self.lanes.get(lane) or self._committed.get(lane)
+
+    def remove(self, part: Batch) -> list[tuple[Chunk, list[int]]]:
+        """Take records out of their chunks: those that were still there, which is what the ledger may count."""
+        chunk_ids = [span.chunk.id for span in part.spans if not span.chunk.from_aside]
+        rows: dict[int, tuple[int, bytes | None]] = {}
+        if chunk_ids:
+            found = self.conn.execute(
+                "SELECT c.id, c.n, g.bits FROM chunks c LEFT JOIN gone g ON g.chunk = c.id WHERE c.id BETWEEN ? AND ?",
+                (min(chunk_ids), max(chunk_ids)),
+            )
+            rows = {chunk_id: (n, bits) for chunk_id, n, bits in found}
+        gone: dict[int, int] = {}
+        removed: list[tuple[Chunk, list[int]]] = []
+        state = self.lane(part.lane)
+        for span in part.spans:
+            chunk = span.chunk
+            left: list[int] = []
+            if chunk.from_aside:
+                if self.conn.execute("DELETE FROM aside WHERE id = ?", (chunk.id,)).rowcount:
+                    state.aside -= 1
+                    left = [0]
+            elif chunk.id in rows:
+                already = gone.get(chunk.id)
+                if already is None:
+                    already = int.from_bytes(rows[chunk.id][1] or b"", "little")
+                left = (
+                    [i for i in range(span.start, span.stop) if not already >> i & 1]
+                    if already
+                    else [*range(span.start, span.stop)]
+                )
+                gone[chunk.id] = already | ((1 << len(span)) - 1) << span.start
+            removed.append((chunk, left))
+            stored = chunk.as_stored
+            state.pending -= len(left)
+            state.bytes -= (
+                stored.ends[left[-1]] - stored.start(left[0]) - len(left) + 1
+                if left and left[-1] - left[0] + 1 == len(left)
+                else sum(stored.ends[i] - stored.start(i) for i in left)
+            )
+            self.ledger["pending"] -= len(left)
+        self._note_gone(rows, gone)
+        return removed
+
+    def _note_gone(self, rows: dict[int, tuple[int, bytes | None]], gone: dict[int, int]) -> None:
+        empty = [chunk_id for chunk_id, bits in gone.items() if bits.bit_count() == rows[chunk_id][0]]
+        if len(empty) == len(rows):
+            # the usual case, everything in the range is done: one statement instead of one each
+            self.conn.execute(
+                "DELETE FROM chunks WHERE id BETWEEN ? AND ?", (min(empty), max(empty))
+            ) if empty else None
+        else:
+            self.conn.executemany("DELETE FROM chunks WHERE id = ?", [(chunk_id,) for chunk_id in empty])
+        self.conn.executemany(
+            "DELETE FROM gone WHERE chunk = ?", [(chunk_id,) for chunk_id in empty if rows[chunk_id][1]]
+        )
+        self.conn.executemany(
+            "INSERT OR REPLACE INTO gone (chunk, bits) VALUES (?, ?)",
+            [
+                (chunk_id, bits.to_bytes((rows[chunk_id][0] + 7) // 8, "little"))
+                for chunk_id, bits in gone.items()
+                if bits.bit_count() < rows[chunk_id][0]
+            ],
+        )
+
+    def bury(self, lane: Lane, chunk: Chunk, i: int, fate: Dead, *, damaged: bool = False) -> None:
+        """Keep a record, already taken out of its chunk, as a dead letter."""
+        stored = chunk.as_stored
+        record, runs = stored.record(i), encode_runs((stored.run(i),))
+        crc = crc_of(runs, b"", record)
+        if damaged:
+            crc ^= 0xFFFFFFFF  # stays recognisable as damaged: a retry must not send it
+        self.conn.execute(
+            "INSERT INTO dead (lane, order_key, reason, status, answer, died_ms, accepted_ms, crc, runs, body) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (self.lane(lane).id, b"" if damaged else KINDS[lane.kind].order_key(record), fate.reason, fate.status,
+             fate.answer, self.now_ms, chunk.accepted_ms, crc, runs, record),
+        )  # fmt: skip
+        self.ledger["dead"] += 1
+        self.dead_bytes += len(record)
+        self.new_dead_salts.update(map(hash, salts_in(record)))
+
+    def settle(self, fates: Sequence[tuple[Batch, Fate]]) -> None:
+        """Give records their fate. Raises DeadLettersFull before anything is buried."""
+        for part, fate in fates:
+            match fate:
+                case Delivered():
+                    self.ledger["delivered"] += sum(len(left) for _, left in self.remove(part))
+                case Dead():
+                    if self.dead_bytes + len(part.body) > self.dead_max:
+                        raise DeadLettersFull(f"dead letters fill dead.max_size ({self.dead_max} bytes)")
+                    for chunk, left in self.remove(part):
+                        for i in left:
+                            self.bury(part.lane, chunk, i, fate)
+                case Aside():
+                    self._set_aside(part, fate)
+
+    def _set_aside(self, part: Batch, fate: Aside) -> None:
+        due_ms = fate.due_ms if fate.reason == "ahead" else None
+        state = self.lane(part.lane)
+        for span in part.spans:
+            if span.chunk.from_aside:
+                self.conn.execute(
+                    "UPDATE aside SET reason = ?, due_ms = ? WHERE id = ?", (fate.reason, due_ms, span.chunk.id)
+                )
+                self._park(span.chunk.id, fate)
+        order_key = KINDS[part.lane.kind].order_key
+        for chunk, left in self.remove(Batch.of(part.lane, (s for s in part.spans if not s.chunk.from_aside))):
+            stored = chunk.as_stored
+            for i in left:
+                record, runs = stored.record(i), encode_runs((stored.run(i),))
+                row_id = self.conn.execute(
+                    "INSERT INTO aside (lane, order_key, reason, due_ms, accepted_ms, crc, runs, body) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+                    (state.id, order_key(record), fate.reason, due_ms, chunk.accepted_ms, crc_of(runs, b"", record),
+                     runs, record),
+                ).fetchone()[0]  # fmt: skip
+                self._park(row_id, fate)
+                state.pending += 1
+                state.aside += 1
+                state.bytes += len(record)
+                self.ledger["pending"] += 1
+
+    def _park(self, row_id: int, fate: Aside) -> None:
+        # in memory only: after a restart a parked record may be tried at once
+        if fate.reason == "parked" and fate.due_ms is not None:
+            self.parked[row_id] = fate.due_ms
+
+    def finish(self) -> None:
+        """Write what changed in the lanes and the ledger."""
+        for state in self.lanes.values():
+            self.conn.execute(
+                "UPDATE lanes SET last_seq = ?, pending = ?, aside = ?, bytes = ? WHERE id = ?",
+                (state.last_seq, state.pending, state.aside, state.bytes, state.id),
+            )
+        for name, change in self.ledger.items():
+            if change:
+                self.conn.execute("UPDATE ledger SET n = n + ? WHERE name = ?", (change, name))
+        if self.dead_bytes != self._dead_bytes_before:
+            self.conn.execute(
+                "INSERT INTO meta (name, value) VALUES ('dead_bytes', ?) "
+                "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                (self.dead_bytes,),
+            )
