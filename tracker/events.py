@@ -171,11 +171,12 @@ class _Cart(Event, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         Event.__post_init__(self)
-        one_currency(
-            self.final_unit_price.currency,
-            regular_unit_price=self.regular_unit_price,
-            discounted_unit_price=self.discounted_unit_price,
-        )
+        if self.regular_unit_price or self.discounted_unit_price:
+            one_currency(
+                self.final_unit_price.currency,
+                regular_unit_price=self.regular_unit_price,
+                discounted_unit_price=self.discounted_unit_price,
+            )
 
 
 class AddedToCart(_Cart, frozen=True, kw_only=True):

@@ -36,7 +36,8 @@ def _object(value: Mapping[Any, Any], field: str, depth: int) -> dict[str, objec
         if not key.isascii():
             checks.text(key, f"{field} (a key)")
         kind = type(item)
-        if kind is bool or (kind is str and item.isascii()):  # most params are: spare them the call
+        # Most params are one of these: spare them the call.
+        if kind is bool or (kind is str and item.isascii()) or (kind is int and -(1 << 63) <= item < 1 << 63):
             copy[key] = item
         else:
             copy[key] = _json(item, f"{field}.{key}", depth)

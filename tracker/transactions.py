@@ -34,12 +34,13 @@ class Product(Checked, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        one_currency(
-            self.final_unit_price.currency,
-            regular_price=self.regular_price,
-            net_unit_price=self.net_unit_price,
-            discount_price=self.discount_price,
-        )
+        if self.regular_price or self.net_unit_price or self.discount_price:
+            one_currency(
+                self.final_unit_price.currency,
+                regular_price=self.regular_price,
+                net_unit_price=self.net_unit_price,
+                discount_price=self.discount_price,
+            )
         if self.extra is not None:
             no_known_keys(self.extra, "extra", plans[Product].arguments)
 
@@ -62,9 +63,8 @@ def products(value: Any, field: str) -> tuple[Product, ...]:
         if not isinstance(line, Product):
             raise InvalidRecord(f"{field}[{index}]", f"must be a Product, not {kind_of(line)}", line)
     currency = lines[0].final_unit_price.currency
-    one_currency(
-        currency, **{f"{field}[{at}].final_unit_price": line.final_unit_price for at, line in enumerate(lines)}
-    )
+    prices = {f"{field}[{at}].final_unit_price": line.final_unit_price for at, line in enumerate(lines)}
+    one_currency(currency, **prices)
     return lines
 
 
