@@ -17,7 +17,8 @@ from typing import Any, Final, Self
 
 import msgspec
 import orjson
-from aiohttp import web
+from aiohttp import ClientError, web
+from aiohttp.http_exceptions import PayloadEncodingError
 
 from collector.testing.api import Answer, Api, Call
 from collector.testing.errors import phrase
@@ -38,7 +39,9 @@ class Request(msgspec.Struct, frozen=True):
     method: str
     path: str
     status: int
-    """What was answered; 0 when the connection was cut or the client is still waiting."""
+    """What was answered; 0 when a fault cut the connection, or the client left in the middle of its body."""
+    answered: bool
+    """Whether the client was still there for the answer."""
     records: int
     size: int
     """Bytes of body."""
@@ -89,6 +92,7 @@ class FakeUpstream:
             monotonic=monotonic,
         )
         self._requests: list[Request] = []
+        self._in_progress = 0
         self._faults: list[Fault] = []
         self._clock_faults: list[Fault] = []
         # Readers in other threads see whole requests: a request is handled under this lock.
@@ -106,7 +110,8 @@ class FakeUpstream:
     @property
     def url(self) -> str:
         """Base URL, for example ``http://127.0.0.1:40123``. The port is known once it listens."""
-        return f"http://{self._host}:{self._port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
 
     @property
     def stored(self) -> list[dict[str, Any]]:
@@ -140,8 +145,13 @@ class FakeUpstream:
 
     @property
     def requests(self) -> list[Request]:
-        """Every answered or cut request in the order they ended."""
+        """Every request in the order they ended; one that still waits is in `in_progress`."""
         return list(self._requests)
+
+    @property
+    def in_progress(self) -> int:
+        """Requests that have begun and not ended: a body under way, a fault that delays or hangs."""
+        return self._in_progress
 
     @property
     def overwritten(self) -> int:
@@ -306,26 +316,43 @@ class FakeUpstream:
     # One request
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        body = await _read(request)
         if request.path.startswith("/fake/"):
-            return self._control(request, body)
-        received_at = time.monotonic()
+            return self._control(request, await _read(request))
+        self._in_progress += 1
+        try:
+            return await self._handle_call(request)
+        finally:
+            self._in_progress -= 1
+
+    async def _handle_call(self, request: web.BaseRequest) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        call = Call(request.method, request.path, dict(request.query), headers, body)
+        try:
+            body = await _read(request)
+        except (ConnectionError, ClientError, PayloadEncodingError):
+            body = None
+        received_at = time.monotonic()
+        call = Call(request.method, request.path, dict(request.query), headers, body or b"")
         target = Target(
-            call.path, call.kind, len(body), frozenset(call.identifiers), call.salts, call.order_ids, call.raws
+            path=call.path,
+            kind=call.kind,
+            size=len(call.body),
+            identifiers=frozenset(call.identifiers),
+            salts=call.salts,
+            order_ids=call.order_ids,
+            raws=call.raws,
         )
         faults: list[Fault] = []
-        response, status = await self._answer(request, call, target, faults)
+        response, status = _cut(request) if body is None else await self._answer(request, call, target, faults)
         scheme = headers.pop("authorization", "").partition(" ")[0]
         self._requests.append(
             Request(
                 method=call.method,
                 path=call.path,
                 status=status,
+                answered=status != 0 and request.transport is not None,
                 records=len(call.raws),
-                size=len(body),
-                digest=hashlib.blake2b(body, digest_size=16).hexdigest(),
+                size=len(call.body),
+                digest=hashlib.blake2b(call.body, digest_size=16).hexdigest(),
                 identifiers=frozenset(target.identifiers),
                 salts=tuple(call.salts),
                 received_at=received_at,
@@ -333,7 +360,7 @@ class FakeUpstream:
                 authorization=scheme if scheme in ("Bearer", "Basic") else "other" if scheme else "",
                 headers=headers,
                 faults=tuple(fault.name for fault in faults),
-                body=body if self.switches.keep_bodies else None,
+                body=call.body if self.switches.keep_bodies else None,
             )
         )
         return response
