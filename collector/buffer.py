@@ -74,6 +74,7 @@ class _Unit(_Op):
     """A function of the transaction; its caller gets what it returned."""
 
     body: Callable[[Work], Any] = lambda _: None
+    erase: bool = False
 
 
 @dataclass
@@ -123,6 +124,8 @@ class Buffer:
     _listeners: list[Callable[[Lane], None]] = field(default_factory=list)
     _failures: list[int] = field(default_factory=list)
     _writer: "asyncio.Task[None] | None" = None
+    erasures: int = 0
+    """Rises with every `erase`: a batch in hand from before may hold what was erased and must be taken again."""
     failed: str | None = None
     """Why the buffer takes nothing more; None while it works."""
 
@@ -246,6 +249,12 @@ class Buffer:
         self._submit(_Unit(future, body=unit))
         return await future
 
+    async def erase(self, unit: Callable[[Work], T]) -> T:
+        """Like `run`, but what the unit deletes is overwritten, in the file and in the write-ahead log."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._submit(_Unit(future, body=unit, erase=True))
+        return await future
+
     # -- what is known without asking the file ------------------------------------------------
 
     def lanes(self) -> list[LaneState]:
@@ -314,8 +323,12 @@ class Buffer:
         appends = [op for op in group if isinstance(op, _Append)]
         work: Work | None = None
 
+        erase = any(unit.erase for unit in units)
+
         def transaction(conn: sqlite3.Connection) -> None:
             nonlocal work
+            if erase:
+                conn.execute("PRAGMA secure_delete = ON")
             work = Work(conn, self._lanes, self.clock.wall_ms(), self._dead_bytes, self.dead_max)
             conn.execute("BEGIN IMMEDIATE")
             try:
@@ -332,6 +345,11 @@ class Buffer:
                 if conn.in_transaction:
                     conn.execute("ROLLBACK")
                 raise
+            if erase:
+                # the one checkpoint that truncates: the log still holds what was erased
+                conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                conn.execute("PRAGMA secure_delete = OFF")
+                self.erasures += 1
 
         try:
             await self._hop(transaction)

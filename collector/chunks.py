@@ -148,7 +148,7 @@ class Chunk:
                 latest = corrections.corrected_ms(run.boot, run.offset_ms, latest)
             for _ in range(run.count):
                 record = self.record(len(records))
-                if run.boot is not None:
+                if run.boot is not None and record:  # empty: erased, its place kept
                     stamped = kind.time_ms(record)
                     true_ms = corrections.corrected_ms(run.boot, run.offset_ms, stamped)
                     if true_ms != stamped:
