@@ -20,7 +20,7 @@ import orjson
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import PayloadEncodingError
 
-from collector.testing.api import Answer, Api, Call
+from collector.testing.api import READ_LIMIT, Answer, Api, Call
 from collector.testing.errors import phrase
 from collector.testing.faults import Fault, Target, make_fault, strikes, struck_records
 from collector.testing.report import report
@@ -28,9 +28,8 @@ from collector.testing.rules import Problem
 from collector.testing.store import Buy, Entry, Profile, buys_of
 from collector.testing.switches import Switches
 
-_READ_LIMIT: Final = 32 * 1024 * 1024
 _HTML: Final = "<!doctype html><title>Sign in</title><p>Welcome to the shop's WiFi. Please sign in."
-_RST: Final = struct.pack("ii", 1, 0)
+_LINGER_0: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -551,13 +550,13 @@ class FakeUpstream:
 
 
 async def _read(request: web.BaseRequest) -> bytes:
+    """The body; of one over the read limit the beginning, one byte more than the limit."""
     chunks, size = [], 0
     async for chunk in request.content.iter_any():
-        chunks.append(chunk)
+        if size <= READ_LIMIT:
+            chunks.append(chunk)
         size += len(chunk)
-        if size > _READ_LIMIT:
-            raise web.HTTPRequestEntityTooLarge(_READ_LIMIT, size)
-    return b"".join(chunks)
+    return b"".join(chunks)[: READ_LIMIT + 1]
 
 
 def _cut(request: web.BaseRequest) -> tuple[web.StreamResponse, int]:
@@ -567,7 +566,7 @@ def _cut(request: web.BaseRequest) -> tuple[web.StreamResponse, int]:
         if sock is not None:
             with contextlib.suppress(OSError):
                 # Linger 0 turns the close into an RST.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
         request.transport.abort()
     return web.Response(), 0
 
