@@ -1,8 +1,9 @@
 """A strict stand-in for the API, for tests and development; see `FakeUpstream`."""
 
+from collector.testing.call import Request
 from collector.testing.faults import FAULTS, Fault
 from collector.testing.rules import EVENT_TYPES, Problem
-from collector.testing.server import FakeUpstream, Request, run_fake_upstream
+from collector.testing.server import FakeUpstream, run_fake_upstream
 from collector.testing.store import Buy, Entry, Profile
 from collector.testing.switches import Switches
 

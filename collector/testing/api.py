@@ -5,17 +5,17 @@ and stores nothing; `Api.commit` stores. Scripted faults act between the two. Wh
 legal client must never send is noted in `Api.violations`, also when a fault hides it.
 """
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import orjson
 
 from collector.testing import profiles, rules
 from collector.testing.auth import Gate, event_permission
+from collector.testing.call import READ_LIMIT, Answer, Call
 from collector.testing.errors import error_body, partial_body
 from collector.testing.rules import CHARGE, EVENT_TYPES, Problem, Record
 from collector.testing.store import Store, identifiers_of, read_back
@@ -24,44 +24,7 @@ from collector.testing.switches import Switches
 LEGAL_BYTES: Final = 1_000_000
 """What every reading of "1 MB" allows (API.md 3)."""
 LEGAL_RECORDS: Final = 1000
-READ_LIMIT: Final = 32 * 1024 * 1024
-"""A larger body is read to its end and its rest thrown away."""
 _LISTED_VIOLATIONS: Final = 1000
-_RAWS = msgspec.json.Decoder(list[msgspec.Raw])
-
-
-class Answer(NamedTuple):
-    """What goes back; `body` is JSON."""
-
-    status: int
-    body: bytes | None = None
-    headers: dict[str, str] = {}  # noqa: RUF012 - never changed
-
-
-class Call:
-    """One request, taken apart."""
-
-    def __init__(self, method: str, path: str, query: dict[str, str], headers: dict[str, str], body: bytes) -> None:
-        self.method, self.path, self.query, self.headers, self.body = method, path, query, headers, body
-        """Header names in lower case."""
-        self.kind, self.is_batch, self.path_type = _route(path)
-        self.raws: list[bytes] = []
-        self.records: list[Any] = []
-        self.parse_error: str | None = None
-        self.problems: dict[int, list[Problem]] = {}
-        if len(body) <= READ_LIMIT and method == "POST" and self.kind in ("events", "transactions", "profiles"):
-            self._parse()
-        self.salts = [_text_at(record, "eventSalt") for record in self.records]
-        self.order_ids = [_text_at(record, "orderId") for record in self.records]
-        self.identifiers = [_identifier_type(record) for record in self.records]
-
-    def _parse(self) -> None:
-        try:
-            self.raws = [bytes(raw) for raw in _RAWS.decode(self.body)] if self.is_batch else [self.body]
-            self.records = [orjson.loads(raw) for raw in self.raws]
-        except (msgspec.DecodeError, orjson.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            self.raws, self.records = [], []
-            self.parse_error = str(error)
 
 
 class Api:
@@ -84,15 +47,13 @@ class Api:
         """Legal, and still worth knowing: recommended keys that are missing, odd salts."""
         self.dropped = 0
         """Records answered with 202 and thrown away, because the key's denylist covers them."""
-        self.clock_offset_ms = 0
-        """Added by a scripted fault, on top of the switch."""
         self._wall_ms = wall_ms
         self._monotonic = monotonic
         self._allowance, self._allowed_at = switches.max_rate, monotonic()
 
     def now_ms(self) -> int:
         """This server's clock, milliseconds since 1970."""
-        return self._wall_ms() + round(self.switches.clock_offset_s * 1000) + self.clock_offset_ms
+        return self._wall_ms() + round(self.switches.clock_offset_s * 1000)
 
     def violation(self, call: Call, text: str) -> None:
         """Notes what a legal client would never have sent. Never holds values, which may name people."""
@@ -405,35 +366,6 @@ def _kept(call: Call) -> list[tuple[str, Any]]:
     ]
 
 
-def _route(path: str) -> tuple[str, bool, str | None]:
-    """Kind of call, whether the body is a batch, and the event type of a single-event path (API.md 3)."""
-    match path:
-        case "/v4/events/batch":
-            return "events", True, None
-        case "/v4/transactions/batch":
-            return "transactions", True, None
-        case "/v4/transactions":
-            return "transactions", False, None
-        case "/v4/clients/batch":
-            return "profiles", True, None
-        case "/uauth/v2/auth/login/profile" | "/v4/auth/login/profile":
-            return "login", False, None
-        case "/v4/auth/refresh/profile":
-            return "refresh", False, None
-        case "/v4/server/time":
-            return "time", False, None
-        case "/uauth/api-key/permission-check":
-            return "permissions", False, None
-    if path.startswith("/v4/events/by-client/"):
-        return "read", False, None
-    type_ = path.removeprefix("/v4/events/")
-    if type_ != path and (type_ == "custom" or type_ in EVENT_TYPES):
-        return "events", False, type_
-    if path.startswith("/v4/clients/") and path.endswith("/linked-devices"):
-        return "devices", False, None
-    return "other", False, None
-
-
 def _permission(call: Call) -> str | None:
     match call.kind, call.is_batch:
         case "events", True:
@@ -450,19 +382,6 @@ def _permission(call: Call) -> str | None:
             by_identifier = "/by-" in call.path
             return "API_BY_IDENTIFY_DEVICE_CLIENT_UPDATE" if by_identifier else "API_DEVICE_CLIENT_UPDATE"
     return None
-
-
-def _text_at(record: Any, key: str) -> str | None:
-    value = record.get(key) if type(record) is dict else None
-    # Interned, because a resend brings the same salts again and every request keeps its list.
-    return sys.intern(value) if type(value) is str else None
-
-
-def _identifier_type(record: Any) -> str:
-    client = record.get("client") if type(record) is dict else None
-    if type(client) is not dict:
-        return ""
-    return "+".join(key for key in ("customId", "email", "id", "uuid") if client.get(key) is not None)
 
 
 def _json(status: int, value: Any) -> Answer:

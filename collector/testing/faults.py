@@ -5,12 +5,14 @@ nearest. A fault is spent by the requests it hits (`times`), in the order the fa
 given; ``delay`` is felt and the request then goes on to the next fault or to the API.
 """
 
-from collections.abc import Collection
+import threading
+from collections.abc import Iterator
 from types import EllipsisType
 from typing import Any, Final, Literal
 
 import msgspec
 
+from collector.testing.call import Call
 from collector.testing.switches import unknown
 
 
@@ -73,6 +75,7 @@ _LIMITS: Final = frozenset(
     {"path", "kind", "identifier", "salt", "order_id", "contains", "max_bytes", "max_records", "after"}
 )
 STATUS: Final = "status"
+CLOCK: Final = "clock_offset"
 FAULTS: Final[dict[str, _Row]] = {
     "delay": _row("wait before handling; the request then goes on", needs="seconds"),
     "hang": _row("never answer: until the client gives up, clear_faults(), or `seconds` are over", "seconds"),
@@ -91,7 +94,7 @@ FAULTS: Final[dict[str, _Row]] = {
                    "status", "salt order_id contains", None),
     "html": _row("a captive portal: 200 (or `status`) with HTML", "status body"),
     "redirect": _row("302 (or `status`) to `location`", "status location"),
-    "clock_offset": _row("the server's clock is `seconds` ahead", needs="seconds", times=None),
+    CLOCK: _row("the server's clock is `seconds` ahead", needs="seconds", times=None),
     "expire_tokens": _row("every token given out so far expires now; strikes at once"),
     STATUS: _row("written as the number, 300 to 599: the API's error with that status",
                  "message error errors retry_after body content_type"),
@@ -123,45 +126,35 @@ def make_fault(name: str | int, times: int | EllipsisType | None, detail: dict[s
         raise ValueError(f"fault {name}: {error}") from None
 
 
-class Target(msgspec.Struct):
-    """What of a request decides whether a fault strikes it."""
-
-    path: str
-    kind: str
-    size: int
-    identifiers: Collection[str]
-    salts: list[str | None]
-    order_ids: list[str | None]
-    raws: list[bytes]
-
-
-def strikes(fault: Fault, target: Target) -> bool:
+def strikes(fault: Fault, call: Call) -> bool:
     """Whether the fault is meant for this request; counts down nothing."""
     if fault.path is not None:
-        if fault.path != "*" and fault.path not in target.path:
+        if fault.path != "*" and fault.path not in call.path:
             return False
-    elif fault.kind is None and target.kind not in ("events", "transactions", "profiles"):
+    elif fault.kind is None and call.kind not in ("events", "transactions", "profiles"):
         return False
-    if fault.kind is not None and target.kind != fault.kind:
+    if fault.name == CLOCK:
         return False
-    if fault.identifier is not None and fault.identifier not in target.identifiers:
+    if fault.kind is not None and call.kind != fault.kind:
         return False
-    if fault.max_bytes is not None and target.size <= fault.max_bytes:
+    if fault.identifier is not None and fault.identifier not in call.identifiers:
         return False
-    if fault.max_records is not None and len(target.raws) <= fault.max_records:
+    if fault.max_bytes is not None and len(call.body) <= fault.max_bytes:
+        return False
+    if fault.max_records is not None and len(call.raws) <= fault.max_records:
         return False
     if fault.salt is None and fault.order_id is None and fault.contains is None:
         return True
-    return bool(struck_records(fault, target))
+    return bool(struck_records(fault, call))
 
 
-def struck_records(fault: Fault, target: Target) -> list[int]:
+def struck_records(fault: Fault, call: Call) -> list[int]:
     """Positions of the records that a fault names by salt, order id, text or index."""
     salts, orders = _wanted(fault.salt), _wanted(fault.order_id)
     text = None if fault.contains is None else fault.contains.encode()
-    found = {index for index in fault.indexes or () if 0 <= index < len(target.raws)}
-    for index, raw in enumerate(target.raws):
-        named = target.salts[index] in salts or target.order_ids[index] in orders
+    found = {index for index in fault.indexes or () if 0 <= index < len(call.raws)}
+    for index, raw in enumerate(call.raws):
+        named = call.salts[index] in salts or call.order_ids[index] in orders
         if named or (text is not None and text in raw):
             found.add(index)
     return sorted(found)
@@ -169,6 +162,64 @@ def struck_records(fault: Fault, target: Target) -> list[int]:
 
 def _wanted(value: str | list[str] | None) -> frozenset[str]:
     return frozenset() if value is None else frozenset([value] if isinstance(value, str) else value)
+
+
+class Script:
+    """The faults that are still to come, in the order they were given. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+        self._lock = threading.Lock()
+
+    def add(self, fault: Fault) -> None:
+        """Lets the fault strike from now on."""
+        with self._lock:
+            self._faults.append(fault)
+
+    def clear(self) -> None:
+        """Ends every fault, those that hold a request included."""
+        with self._lock:
+            for fault in self._faults:
+                fault.cleared = True
+            self._faults.clear()
+
+    @property
+    def active(self) -> list[Fault]:
+        """Faults that may still strike."""
+        with self._lock:
+            return [fault for fault in self._faults if fault.left != 0]
+
+    @property
+    def clock_offset_ms(self) -> int:
+        """How far ahead the server's clock is made to be."""
+        return round(1000 * sum(fault.seconds or 0 for fault in self.active if fault.name == CLOCK))
+
+    def striking(self, call: Call) -> Iterator[Fault]:
+        """The faults that strike this request, each counted as it is taken; poison before all others.
+
+        Not ``reject``: a record that is bad stays bad whatever else happens to its request.
+        """
+        for fault in sorted(self.active, key=lambda fault: fault.name != "poison"):
+            if fault.name != "reject" and strikes(fault, call) and self._take(fault):
+                yield fault
+
+    def rejecting(self, call: Call) -> Iterator[Fault]:
+        """The ``reject`` faults that strike this request, each counted as it is taken."""
+        for fault in self.active:
+            if fault.name == "reject" and strikes(fault, call) and self._take(fault):
+                yield fault
+
+    def _take(self, fault: Fault) -> bool:
+        with self._lock:
+            if fault.cleared or fault.left == 0:
+                return False
+            if fault.after:
+                fault.after -= 1
+                return False
+            fault.hits += 1
+            if fault.left is not None:
+                fault.left -= 1
+            return True
 
 
 def help_table() -> list[tuple[str, str]]:

@@ -3,16 +3,14 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import mean, median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from collector.testing.api import Api
+from collector.testing.call import Request
 from collector.testing.faults import Fault
 
-if TYPE_CHECKING:
-    from collector.testing.server import Request
 
-
-def report(api: Api, requests: "Sequence[Request]", faults: list[Fault], url: str) -> dict[str, Any]:
+def report(api: Api, requests: Sequence[Request], faults: list[Fault], url: str) -> dict[str, Any]:
     """Counts, violations and batches.
 
     ``batches`` holds every request with records in the order they ended; its ``fill`` is
@@ -45,7 +43,7 @@ def report(api: Api, requests: "Sequence[Request]", faults: list[Fault], url: st
     }
 
 
-def _batch(api: Api, request: "Request") -> dict[str, Any]:
+def _batch(api: Api, request: Request) -> dict[str, Any]:
     switches = api.switches
     max_records, max_bytes = switches.events_max_records, switches.one_mb
     if "/transactions" in request.path:

@@ -120,6 +120,23 @@ def test_a_rejected_transaction_is_named_by_207_where_the_switch_says_so() -> No
         assert fake.stored == [transaction("t-1")]
 
 
+def test_a_bad_record_stays_bad_whatever_else_happens_to_its_request(fake: FakeUpstream, client: RawClient) -> None:
+    fake.fault("drop_answer", times=2)
+    fake.fault("reject", salt="s-2")
+    fake.fault("reject", salt="s-3")
+    with pytest.raises(http.client.RemoteDisconnected):
+        client.events(event("s-1"), event("s-2"))
+    assert fake.stored_count == 0
+    fake.fault("poison", salt="s-1")
+    assert client.events(event("s-1")).status == 500
+    with pytest.raises(http.client.RemoteDisconnected):
+        client.events(event("s-4"))
+    assert fake.stored == [event("s-4")]
+    reply = client.events(event("s-2"), event("s-3"))
+    assert [error["field"] for error in reply.json["errors"]] == ["[0].eventSalt", "[1].eventSalt"]
+    assert fake.requests[-1].faults == ("reject", "reject")
+
+
 def test_207_refuses_the_chosen_records_and_stores_the_others(fake: FakeUpstream, client: RawClient) -> None:
     fake.fault("207", indexes=[0, 7], salt="s-3")
     reply = client.events(event("s-1"), event("s-2"), event("s-3"))
@@ -223,6 +240,12 @@ def test_tokens_expire_at_once(fake: FakeUpstream, client: RawClient) -> None:
     assert client.events(event()).status == 401
     client.token = client.login("k")
     assert client.events(event()).status == 202
+
+
+def test_a_delay_does_not_count_down_the_faults_behind_it_twice(fake: FakeUpstream, client: RawClient) -> None:
+    fake.fault("delay", seconds=0.0, times=None)
+    fake.fault(503, after=1)
+    assert [client.events(event()).status for _ in range(3)] == [202, 503, 202]
 
 
 def test_what_is_illegal_is_a_violation_also_behind_a_fault(fake: FakeUpstream, client: RawClient) -> None:
