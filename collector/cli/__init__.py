@@ -1,0 +1,84 @@
+"""The command ``tillpost``, also ``python -m collector``.
+
+Exit: 0 well, 1 failed, 2 usage or configuration, 3 buffer in use by another process, 4 buffer
+unusable. A mistake is answered by one line on standard error that says what to do.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from collector.admin import AdminError
+from collector.cli import dead, develop, operate, run, send, show
+from collector.config import ConfigError
+from collector.files import BufferInUse, BufferUnusable
+from collector.post import NotACollector
+from collector.secret import SecretUnavailable
+from collector.send import SendFailed
+
+_EXIT: Final[dict[type[Exception], int]] = {
+    ConfigError: 2,
+    BufferInUse: 3,
+    BufferUnusable: 4,
+    AdminError: 1,
+    NotACollector: 1,
+    SecretUnavailable: 1,
+    SendFailed: 1,
+}
+
+
+class _Tillpost(click.Group):
+    """Turns what users can cause into one line and an exit code."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        def call() -> Any:
+            return super(_Tillpost, self).main(*args, standalone_mode=False, **extra)  # type: ignore[call-overload]
+
+        if not standalone_mode:
+            return call()
+        code = _guarded(call)
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        sys.exit(code)
+
+
+def _guarded(call: Callable[[], Any]) -> int:
+    try:
+        result = call()
+    except click.UsageError as error:
+        help_for = f". Try '{error.ctx.command_path} --help'." if error.ctx else ""
+        return _say(" ".join(error.format_message().split()).rstrip(".") + help_for, 2)
+    except click.ClickException as error:
+        return _say(error.format_message(), 1)
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except tuple(_EXIT) as error:
+        return _say(str(error), next(code for kind, code in _EXIT.items() if isinstance(error, kind)))
+    except OSError as error:
+        return _say(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1)
+    return result if isinstance(result, int) else 0
+
+
+def _say(message: str, code: int) -> int:
+    click.echo(f"tillpost: {message}", err=True)
+    return code
+
+
+@click.group(cls=_Tillpost, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tillpost", prog_name="tillpost")
+def main() -> None:
+    """Event tracking that loses nothing: a durable, batching collector beside your application."""
+
+
+for _command in (
+    run.run, develop.demo, send.send, operate.status, operate.find, operate.drain, operate.resume,
+    dead.dead, operate.forget, show.config, develop.fake_upstream,
+):  # fmt: skip
+    main.add_command(_command)

@@ -1,0 +1,145 @@
+"""``run``: the sidecar."""
+
+import contextlib
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from collector import logs
+from collector.config import ConfigError
+from collector.settings import Settings, load
+
+if TYPE_CHECKING:
+    from collector.app import Collector
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_CHECK_S: Final = 1.0
+_PASSING: Final = frozenset({"tmpfs", "ramfs", "overlay", "aufs", "fuse-overlayfs"})
+"""File systems that end with the machine or the container."""
+
+
+def configuration_options(command: F) -> F:
+    """The flags that set configuration."""
+    for option in (
+        click.option("--set", "assigned", multiple=True, metavar="SECTION.KEY=VALUE", help="Set any key; repeatable."),
+        click.option("--upstream", metavar="URL", help="Where batches go."),
+        click.option("--listen", multiple=True, metavar="ADDR", help="127.0.0.1:8787 or unix:/path; repeatable."),
+        click.option("--buffer", metavar="PATH", help="The buffer file."),
+        click.option("--config", "config_file", metavar="FILE",
+                     help="A TOML file; default: /etc/tillpost/tillpost.toml if it is there."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def load_settings(
+    config_file: str | None, buffer: str | None, listen: tuple[str, ...], upstream: str | None,
+    assigned: tuple[str, ...],
+) -> Settings:  # fmt: skip
+    """The settings these flags ask for. Raises ConfigError."""
+    flags: list[tuple[str, str, Any]] = []
+    for text in assigned:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {key}: write section.key=value, for example --set batch.linger=2s")
+        flags.append((key.strip(), "--set", value))
+    if buffer is not None:
+        flags.append(("buffer.path", "--buffer", buffer))
+    if listen:
+        flags.append(("ingest.listen", "--listen", list(listen)))
+    if upstream is not None:
+        flags.append(("upstream.url", "--upstream", upstream))
+    return load(flags=flags, file=config_file)
+
+
+@click.command()
+@configuration_options
+def run(
+    config_file: str | None, buffer: str | None, listen: tuple[str, ...], upstream: str | None,
+    assigned: tuple[str, ...],
+) -> int:  # fmt: skip
+    """Run the collector until SIGTERM or SIGINT; a second signal stops it at once.
+
+    SIGHUP reads credential files again. Secrets come from files or the environment
+    (TILLPOST_API_KEY, TILLPOST_API_KEY_FILE), never from flags.
+    """
+    settings = load_settings(config_file, buffer, listen, upstream, assigned).check()
+    logs.configure(settings.config.log.level, settings.config.log.format)
+    log = logs.logger("run")
+    path = Path(settings.config.buffer.path).absolute()
+    if (passing := _file_system(path)) in _PASSING:
+        loss = "it is lost with the container or at a restart: name one on a disk with --buffer"
+        log.warning("buffer on a passing file system", path=str(path), file_system=passing, consequence=loss)
+    with _signals() as signals, started(settings) as collector:
+        for url in collector.urls:
+            log.info("listening", url=url)
+        return _serve(collector, signals, log)
+
+
+@contextlib.contextmanager
+def started(settings: Settings) -> Iterator["Collector"]:
+    """A collector that runs inside the block and is closed after it."""
+    from collector.app import Collector  # aiohttp is not needed to print help
+
+    collector = Collector.of(settings)
+    collector.start()
+    try:
+        yield collector
+    finally:
+        collector.close()
+
+
+def _serve(collector: "Collector", signals: "queue.SimpleQueue[int]", log: Any) -> int:
+    while True:
+        try:
+            number = signals.get(timeout=_CHECK_S)
+        except queue.Empty:
+            if collector.failure is not None:
+                raise collector.failure from None
+            continue
+        if number == getattr(signal, "SIGHUP", None):
+            collector.reload()
+            log.info("credentials read again")
+            continue
+        log.info("stopping", signal=signal.Signals(number).name)
+        closing = threading.Thread(target=collector.close, name="tillpost-close")
+        closing.start()
+        while closing.is_alive():
+            with contextlib.suppress(queue.Empty):
+                if signals.get(timeout=0.05) != getattr(signal, "SIGHUP", None):
+                    log.warning("stopped at once", consequence="the next start goes on from the disk")
+                    os._exit(0)  # what was acknowledged is on the disk, so this is as good as a power cut
+        log.info("stopped")
+        return 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator["queue.SimpleQueue[int]"]:
+    """The numbers of arriving signals; SimpleQueue.put may be called in a signal handler."""
+    arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
+    wanted = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.signal(number, lambda n, _: arrived.put(n)) for number in wanted}
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system the path lies on; empty where /proc does not tell."""
+    found, length = "", -1
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
+            place, _, rest = line.partition(" - ")
+            mount = place.split()[4].replace("\\040", " ")
+            if len(mount) >= length and path.is_relative_to(mount):
+                found, length = rest.split()[0], len(mount)
+    return found

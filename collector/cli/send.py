@@ -1,0 +1,133 @@
+"""``send``: JSON Lines into a collector."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from collector.cli.common import size
+from collector.post import Post
+from collector.send import Pace, Sender, Totals
+from collector.settings import load
+from tracker.time import parse_ms
+
+_DEFAULT_TO = "http://127.0.0.1:8787"
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--to", metavar="URL", help=f"The collector; default: TILLPOST_URL, else {_DEFAULT_TO}. Or unix:///path.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most N records a second.")
+@click.option("--default-time", metavar="TIME", help="For lines without a time: ISO 8601 with offset, or now.")
+@click.option("--config", "config_file", metavar="FILE", help="The collector's TOML file, for its ingest token.")
+def send(
+    files: tuple[str, ...], to: str | None, rate: float | None, default_time: str | None, config_file: str | None
+) -> int:
+    """Send JSON Lines: a line with `type` is an event, one with `orderId` a transaction; - is standard input.
+
+    Progress is kept in FILE.tillpost, so that it can be interrupted and started again; lines that are
+    refused go to FILE.rejects.jsonl, their reasons to FILE.rejects.txt. With an ingest token, set
+    TILLPOST_INGEST_TOKEN. Exit 1: something was refused.
+    """
+    context = click.get_current_context()
+    if not files:
+        raise click.UsageError("name a file, or - for standard input", context)
+    if default_time not in (None, "now"):
+        try:
+            parse_ms(default_time)
+        except ValueError as error:
+            raise click.UsageError(f"--default-time: {error}; or now", context) from None
+    token = load(file=config_file).secrets.ingest_token
+    display: Bar | Plain = Bar() if sys.stderr.isatty() else Plain()
+    try:
+        post = Post(to or os.environ.get("TILLPOST_URL") or _DEFAULT_TO, token=token() if token else None,
+                    note=display.note)  # fmt: skip
+    except ValueError as error:
+        raise click.UsageError(f"--to: {error}" if to else f"TILLPOST_URL: {error}", context) from None
+    begun = time.monotonic()
+    sender = Sender(post, display, Pace(rate), default_time)
+    try:
+        for file in files:
+            if file == "-":
+                sender.send_stream(sys.stdin.buffer)
+            else:
+                sender.send_file(Path(file))
+    finally:
+        display.close()
+        post.close()
+    return _account(sender.totals, time.monotonic() - begun)
+
+
+def _account(totals: Totals, seconds: float) -> int:
+    rate = f", {totals.sent / seconds:,.0f}/s" if seconds > 0.1 and totals.sent else ""
+    click.echo(f"sent {totals.sent}, already confirmed {totals.already}, rejected {totals.rejected}, "
+               f"{seconds:.1f} s{rate}")  # fmt: skip
+    if totals.rejected:
+        click.echo("tillpost: rejected lines are in .rejects.jsonl beside each file, the reasons in .rejects.txt; "
+                   "correct them there and send that file", err=True)  # fmt: skip
+    return 1 if totals.rejected else 0
+
+
+class Bar:
+    """A bar on a terminal, with rate and remaining time; colours unless NO_COLOR is set."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._rich = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[lines]:,} lines"), TextColumn("{task.fields[rate]:,.0f}/s"),
+            TimeRemainingColumn(), console=console,
+        )  # fmt: skip
+        self._task: TaskID | None = None
+        self._begun = 0.0
+        self._lines_before = 0
+        self._rich.start()
+
+    def start(self, name: str, total_bytes: int | None, done_bytes: int, done_lines: int) -> None:
+        self._begun, self._lines_before = time.monotonic(), done_lines
+        self._task = self._rich.add_task(name, total=total_bytes, completed=done_bytes, lines=done_lines, rate=0.0)
+
+    def advance(self, done_bytes: int, done_lines: int) -> None:
+        assert self._task is not None
+        rate = (done_lines - self._lines_before) / max(time.monotonic() - self._begun, 1e-3)
+        self._rich.update(self._task, completed=done_bytes, lines=done_lines, rate=rate)
+
+    def note(self, text: str) -> None:
+        self._rich.console.print(text, style="yellow", markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._rich.stop()
+
+
+class Plain:
+    """A line every few seconds where there is no terminal."""
+
+    _EVERY_S = 5.0
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._total: int | None = None
+        self._next = 0.0
+
+    def start(self, name: str, total_bytes: int | None, done_bytes: int, done_lines: int) -> None:
+        self._name, self._total = name, total_bytes
+        self._next = time.monotonic() + self._EVERY_S
+        if done_lines:
+            click.echo(f"{name}: {done_lines} lines ({size(done_bytes)}) were confirmed earlier", err=True)
+
+    def advance(self, done_bytes: int, done_lines: int) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._EVERY_S
+        share = f" of {size(self._total)} ({100 * done_bytes / self._total:.0f} %)" if self._total else ""
+        click.echo(f"{self._name}: {done_lines} lines, {size(done_bytes)}{share}", err=True)
+
+    def note(self, text: str) -> None:
+        click.echo(text, err=True)
+
+    def close(self) -> None:
+        """Nothing is left to put away."""
