@@ -265,6 +265,7 @@ def _secrets(values: Mapping[str, Value], environ: Mapping[str, str], given: Map
 def _checked(key: str, value: Any, where: str, shown: Any = None) -> Any:
     """The value in its own type. Raises ConfigError naming where it came from and what is allowed."""
     type_ = _TYPES[key]
+    shown = value if shown is None else shown
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     try:
@@ -278,7 +279,7 @@ def _checked(key: str, value: Any, where: str, shown: Any = None) -> Any:
             raise ValueError(f"must be {_allowed(type_)}")
         check_value(key, value)
     except ValueError as error:
-        text = re.sub(r"//[^/@]*@", "//***@", repr(value if shown is None else shown))  # a password in a URL
+        text = re.sub(r"//[^/@]*@", "//***@", repr(shown))  # a password in a URL
         text = text if len(text) <= 80 else text[:76] + "...'"
         name = where if where.startswith((PREFIX, "--")) and not where.startswith("--set") else f"{where}: {key}"
         raise ConfigError(f"{name} = {text}: {error}") from None
