@@ -52,7 +52,8 @@ class Later:
     offline: bool = False
     """No connection was made at all: not an attempt."""
     sticks: bool = False
-    """A server fault: may be this batch's own doing if others pass meanwhile."""
+    """May be this batch's own doing if others pass meanwhile: a server fault, or (no status) a connection that
+    did not survive the batch."""
     status: int | None = None
 
 
