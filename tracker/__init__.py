@@ -1,1 +1,39 @@
-"""Tillpost tracker: typed events for the Synerise API."""
+"""Tillpost tracker: typed events and transactions, from the call to the collector's disk.
+
+How it is laid out, in the order a record travels:
+
+* errors, checks, money, clients, params: single values and their rules
+* record, events, transactions: what is tracked, checked where it is made
+* salt, time, stamp: a record gets its salt and time and is encoded, once
+* tracker: the facade; receipt: what it gives back
+* sender: one background thread per target; transport: how it reaches the collector
+* process: forks and the end of the process
+* wire: what tracker and collector must agree on
+* testing: what your tests need
+"""
+
+from tracker import events
+from tracker.checks import Source
+from tracker.clients import Client
+from tracker.errors import InvalidRecord, MissingArgument
+from tracker.money import Money
+from tracker.receipt import Counters, Failure, Receipt
+from tracker.salt import derive as derive_salt
+from tracker.tracker import Tracker
+from tracker.transactions import Product, Transaction
+
+__all__ = [
+    "Client",
+    "Counters",
+    "Failure",
+    "InvalidRecord",
+    "MissingArgument",
+    "Money",
+    "Product",
+    "Receipt",
+    "Source",
+    "Tracker",
+    "Transaction",
+    "derive_salt",
+    "events",
+]

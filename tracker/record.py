@@ -6,7 +6,7 @@ when; `stamp` gives it its time and salt and turns it into the bytes that every 
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, get_args
+from typing import Any, ClassVar, Final, NamedTuple, get_args
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -71,12 +71,11 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_de
 
     def __post_init__(self) -> None:
         plan = plans[type(self)]
-        value: Any
         for (name, passes, check, required), value in zip(plan.checks, plan.values(self)):  # noqa: B905  equal by construction
             if value is None:
                 if required:
                     raise InvalidRecord(name, "is required")
-            elif type(value) is not passes or (passes is str and not str.isascii(value)):
+            elif (kind := type(value)) is not passes or (kind is str and not value.isascii()):
                 kept = check(value, name)
                 if kept is not value:
                     force_setattr(self, name, kept)
@@ -99,3 +98,10 @@ class Record(_Whose, frozen=True, kw_only=True):
     """When it happened; without it, when it is tracked. A time you give is never changed."""
     salt: Salt | None = None
     """Your own natural key; without it, a random one."""
+
+    path: ClassVar[str]
+    """Where records of this kind go in batches."""
+
+    def wire(self, time: str, salt: str) -> dict[str, object]:
+        """This record in the API's words."""
+        raise NotImplementedError

@@ -1,0 +1,492 @@
+"""The one background thread of a target: from records waiting in memory to answers.
+
+A line per kind keeps order and backs off by itself. A line has one request in flight; what waits
+meanwhile goes into the next. Until an answer says that records are durable they count as waiting,
+and a failed attempt puts them back at the head of their line, byte for byte as they were.
+
+One lock guards all of it and is never held while anything is sent or called. It is an RLock, because a
+signal handler or a finaliser may come in at any point of the very thread that holds it.
+"""
+
+import logging
+import random
+import re
+import threading
+import time as _time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from itertools import islice
+from typing import Final, Literal
+
+import msgspec
+
+from tracker import process, wire
+from tracker.receipt import Counters, Failure, OnError, Reason, Receipt, callbacks
+from tracker.stamp import MAX_BODY, Stamper, clock_header
+from tracker.transport import Answer, CannotStart, Transport, TransportError
+
+Listener = Callable[[], object]
+
+log = logging.getLogger(__name__)
+
+WhenFull = Literal["refuse", "discard-oldest", "block"]
+
+_MAX_RECORDS: Final = 1000
+_TIMEOUT_S: Final = 10.0
+_BACKOFF_BASE_S: Final = 0.1
+_BACKOFF_MAX_S: Final = 5.0  # the collector is close by, and memory is small
+_RETRY_AFTER_MAX_S: Final = 60.0
+_LATER: Final = frozenset({408, 425, 429})
+_INDEX: Final = re.compile(r"\[(\d{1,9})\]\.?(.*)", re.DOTALL)
+
+
+class Account:
+    """What one tracker may keep in memory, and what became of its records."""
+
+    def __init__(
+        self,
+        sender: "Sender",
+        on_error: OnError | None,
+        max_records: int,
+        max_bytes: int,
+        when_full: WhenFull,
+        block_for: float,
+        close_timeout: float,
+    ) -> None:
+        self.sender, self.on_error = sender, on_error
+        self.max_records, self.max_bytes = max_records, max_bytes
+        self.when_full, self.block_for, self.close_timeout = when_full, block_for, close_timeout
+        self.reset()
+
+    def reset(self) -> None:
+        self.tracked = self.durable = self.refused = self.dropped = 0
+        self.waiting = self.waiting_bytes = 0
+
+    def has_room(self, size: int) -> bool:
+        return self.waiting < self.max_records and self.waiting_bytes + size <= self.max_bytes
+
+    def fail(self, receipt: Receipt, reason: Reason, message: str, *, dropped: bool = False) -> None:
+        """Ends a record that does not wait (any more): counted, and handed to `on_error`."""
+        if dropped:
+            self.dropped += 1
+        else:
+            self.refused += 1
+        receipt.error = failure = Failure(receipt._body, reason, message)
+        callbacks.call(self.on_error, failure)
+
+    def turn_away(self, receipt: Receipt, reason: Literal["closed", "disabled"]) -> None:
+        """Counts and fails a record that was never let in."""
+        with self.sender.lock:
+            self.tracked += 1
+            if reason == "closed":
+                self.fail(receipt, reason, "tracked after close")
+            else:
+                self.fail(receipt, reason, "TILLPOST_DISABLED is set", dropped=True)
+
+    def counters(self) -> Counters:
+        with self.sender.lock:
+            return Counters(self.tracked, self.durable, self.refused, self.dropped, self.waiting)
+
+
+class Line:
+    """The records of one kind, in the order tracked."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.waiting: deque[Receipt] = deque()
+        self.in_flight: list[Receipt] = []
+        self.limit = _MAX_RECORDS
+        """Records per request: halved by a 413, doubled again by every success."""
+        self.one_by_one = 0
+        """So many of the next records go alone: their batch was refused, and nobody said for which."""
+        self.failures = 0
+        self.not_before = 0.0
+        self.unreachable = False
+        """The last attempt got no answer at all."""
+        self.served = 0.0
+        self.parked = True
+        """The thread sleeps and does not expect anything here: wake it."""
+
+    def take(self) -> list[Receipt]:
+        """The head of the line as one request: within the limits, stamped under one offset of the clock."""
+        limit = 1 if self.one_by_one else self.limit
+        offset_ms = self.waiting[0]._offset_ms
+        size = 1
+        for receipt in islice(self.waiting, limit):
+            size += len(receipt._body) + 1
+            if size > MAX_BODY or receipt._offset_ms != offset_ms:
+                break
+            self.in_flight.append(receipt)
+        for _ in self.in_flight:
+            self.waiting.popleft()
+        self.one_by_one -= bool(self.one_by_one)
+        return self.in_flight
+
+    def put_back(self) -> None:
+        self.waiting.extendleft(receipt for receipt in reversed(self.in_flight) if receipt.error is None)
+        self.in_flight = []
+
+    def later(self, retry_after: float | None) -> None:
+        self.put_back()
+        backoff = random.random() * min(_BACKOFF_MAX_S, _BACKOFF_BASE_S * 2 ** min(self.failures, 10))  # noqa: S311
+        if retry_after is not None:
+            backoff += min(retry_after, _RETRY_AFTER_MAX_S)
+        self.failures += 1
+        self.not_before = _time.monotonic() + backoff
+
+
+class Sender:
+    """Everything that goes to one target from this process, whatever the number of trackers."""
+
+    def __init__(self, transport: Transport, stamper: Stamper) -> None:
+        self.stamper = stamper
+        self._transport = transport
+        self.close_timeout = 0.0
+        self._accounts: weakref.WeakSet[Account] = weakref.WeakSet()
+        self._users = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.lock = threading.RLock()
+        self._work = threading.Condition(self.lock)
+        self._settled = threading.Condition(self.lock)
+        self._lines = {path: Line(path) for path in (wire.EVENTS_BATCH, wire.TRANSACTIONS_BATCH)}
+        self._thread: threading.Thread | None = None
+        self._troubles: set[str] = set()
+        self._ended = False
+
+    def forget_parent(self) -> None:
+        """In a forked child: what waits is the parent's to send, over the parent's connection."""
+        self._transport.close()  # closes this process's copy of the socket; the parent's stays open
+        self._begin()
+        for account in self._accounts:
+            account.reset()
+
+    # The callers' side
+
+    def join(self, account: Account) -> None:
+        """One more tracker sends here."""
+        with self.lock:
+            self._accounts.add(account)
+            self.close_timeout = max(self.close_timeout, account.close_timeout)
+            self._users += 1
+
+    def leave(self) -> None:
+        """One tracker less: after the last one the thread ends, once nothing waits."""
+        with self.lock:
+            self._users -= 1
+            self._work.notify_all()
+
+    def put(self, receipt: Receipt, account: Account) -> None:
+        """Gives a record its place in memory, or fails it; never waits longer than `block_for`."""
+        receipt._account = account
+        size = len(receipt._body)
+        with self.lock:
+            account.tracked += 1
+            receipt._number = account.tracked
+            if self._ended:
+                account.fail(receipt, "closed", "tracked after the process had flushed what it tracked")
+                return
+            if not account.has_room(size) and not self._make_room(account, size):
+                account.fail(receipt, "full", f"refused: {_full(account)}")
+                return
+            account.waiting += 1
+            account.waiting_bytes += size
+            line = self._lines[receipt._path]
+            line.waiting.append(receipt)
+            if self._thread is None:
+                self._start()
+            if line.parked:
+                line.parked = False
+                self._work.notify()
+
+    def _make_room(self, account: Account, size: int) -> bool:
+        if account.when_full == "discard-oldest" and size <= account.max_bytes:
+            while not account.has_room(size):
+                oldest = self._take_oldest(account)
+                if oldest is None:
+                    return False  # all that is left is in flight
+                _release(oldest)
+                account.fail(oldest, "full", f"discarded for a newer record; {_full(account)}", dropped=True)
+                self._settled.notify_all()
+            return True
+        if account.when_full == "block" and threading.current_thread() is not self._thread:
+            return self._settled.wait_for(lambda: account.has_room(size), account.block_for)
+        return False
+
+    def _take_oldest(self, account: Account) -> Receipt | None:
+        """Removes and returns the account's oldest record that is not in flight."""
+        found: tuple[int, Line, int] | None = None
+        for line in self._lines.values():
+            for at, receipt in enumerate(line.waiting):
+                if receipt._account is account:
+                    if found is None or receipt._number < found[0]:
+                        found = (receipt._number, line, at)
+                    break
+        if found is None:
+            return None
+        _, line, at = found
+        receipt = line.waiting[at]
+        del line.waiting[at]
+        return receipt
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float) -> bool:
+        """Waits until `condition`, looked at under the lock after every answer, holds."""
+        with self.lock:
+            return self._settled.wait_for(condition, max(0.0, timeout))
+
+    def listen(self, receipt: Receipt, listener: Callable[[], object]) -> bool:
+        """Calls `listener` once the record is settled; False, and no call, when it already is."""
+        with self.lock:
+            if receipt.durable or receipt.error is not None:
+                return False
+            receipt._listeners = [*(receipt._listeners or ()), listener]
+            return True
+
+    def flush(self, account: Account, timeout: float) -> bool:
+        """True when everything the account has waiting now became durable within `timeout` seconds."""
+        deadline = _time.monotonic() + timeout
+        with self.lock:
+            awaited = self._of(account)
+            self._hurry()
+        for receipt in awaited:
+            receipt.wait(deadline - _time.monotonic())
+        return all(receipt.durable for receipt in awaited)
+
+    def give_up(self, account: Account, message: str) -> None:
+        """Fails what the account still has waiting; whether what is in flight arrives is not known."""
+        with self.lock:
+            abandoned = self._of(account)
+            for line in self._lines.values():
+                line.waiting = deque(receipt for receipt in line.waiting if receipt._account is not account)
+            listeners = [listener for receipt in abandoned for listener in receipt._listeners or ()]
+            for receipt in abandoned:
+                _release(receipt)
+                account.fail(receipt, "closed", message, dropped=True)
+            self._settled.notify_all()
+            self._work.notify_all()
+        _call(listeners)
+
+    def finish(self, deadline: float) -> None:
+        """The process ends: flushes what waits, fails what is left at `deadline` (monotonic), takes no more."""
+        with self.lock:
+            accounts = [account for account in self._accounts if account.waiting]
+            self._ended = True
+        for account in accounts:
+            self.flush(account, min(account.close_timeout, deadline - _time.monotonic()))
+            self.give_up(account, "the process ended before the collector could be reached")
+
+    def rest(self, timeout: float) -> None:
+        """Waits for the thread to end, if nobody needs it any more."""
+        thread = self._thread
+        if thread is not None and self._users <= 0 and thread is not threading.current_thread():
+            thread.join(max(0.0, timeout))
+
+    def _of(self, account: Account) -> list[Receipt]:
+        return [
+            receipt
+            for line in self._lines.values()
+            for receipt in (*line.in_flight, *line.waiting)
+            if receipt._account is account and receipt.error is None and not receipt.durable
+        ]
+
+    def _hurry(self) -> None:
+        """Somebody waits for an answer: tries an unreachable collector again at once."""
+        for line in self._lines.values():
+            if line.unreachable:
+                line.not_before = 0.0
+        self._work.notify_all()
+
+    # The thread's side
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="tillpost-tracker", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # out of threads, or the interpreter is ending: the next record tries again
+            self._say_once("thread", f"no thread to send from: {error}")
+            return
+        self._thread = thread
+        process.exit_last()
+
+    def _run(self) -> None:
+        while (line := self._next()) is not None:
+            try:
+                answer = self._send(line)
+            except TransportError as error:
+                listeners = self._failed(line, error)
+            except Exception as error:  # a mistake of ours: keep the records, keep the thread, say so
+                listeners = self._failed(line, TransportError(f"unexpected {type(error).__name__}"))
+            else:
+                listeners = self._judge(line, answer)
+            _call(listeners)
+        self._transport.close()
+
+    def _next(self) -> Line | None:
+        """The next line with something to send, its records taken; None when the thread is to end."""
+        with self.lock:
+            while True:
+                now = _time.monotonic()
+                pending = [line for line in self._lines.values() if line.waiting]
+                ready = [line for line in pending if line.not_before <= now]
+                if ready:
+                    line = min(ready, key=lambda line: line.served)
+                    line.served = now
+                    line.take()
+                    return line
+                if not pending and self._users <= 0:
+                    self._thread = None
+                    return None
+                for line in self._lines.values():
+                    line.parked = line not in pending
+                wake = min((line.not_before for line in pending), default=None)
+                self._work.wait(None if wake is None else wake - now)
+
+    def _send(self, line: Line) -> Answer:
+        batch = line.in_flight
+        body = b"[" + b",".join([receipt._body for receipt in batch]) + b"]"
+        headers = {wire.CLOCK_HEADER: clock_header(self.stamper.clock, batch)}
+        return self._transport.send(line.path, body, headers, _TIMEOUT_S)
+
+    def _judge(self, line: Line, answer: Answer) -> list[Listener]:
+        """Settles the records in flight by what the collector says; returns whom to tell."""
+        count = len(line.in_flight)
+        with self.lock:
+            if answer.status == 202 and answer.headers.get(wire.ACCEPTED_HEADER.lower()) == str(count):
+                return self._accepted(line)
+            if answer.status == 400 and (named := _named(answer.body)) is not None:
+                return self._refused(line, named)
+            if answer.status == 413 and count == 1:
+                return self._refused(line, {0: "too large for the collector"})
+            if answer.status == 413:
+                line.limit = count // 2
+                line.put_back()
+                return []
+            if answer.status in _LATER or answer.status >= 500:
+                self._say_once("busy", f"the collector answers {answer.status}: records wait in memory")
+            else:
+                self._say_once(str(answer.status), f"the collector answers {answer.status}: {_hint(answer.status)}")
+            line.unreachable = False
+            line.later(_retry_after(answer.headers.get("retry-after")))
+            return []
+
+    def _accepted(self, line: Line) -> list[Listener]:
+        listeners: list[Listener] = []
+        for receipt in line.in_flight:
+            if receipt.error is None:
+                _release(receipt).durable += 1
+                receipt.durable = True
+                receipt._body = b""
+                if receipt._listeners:
+                    listeners += receipt._listeners
+        line.in_flight = []
+        line.failures = 0
+        line.limit = min(line.limit * 2, _MAX_RECORDS)
+        if self._troubles:
+            self._troubles.clear()
+            log.warning("records are getting through again")
+        self._settled.notify_all()
+        return listeners
+
+    def _refused(self, line: Line, named: dict[int, str]) -> list[Listener]:
+        """Fails the records a refusal names; one of many that names none makes them go one by one."""
+        batch = line.in_flight
+        if len(batch) == 1:
+            named = {0: named.get(0, "refused, the collector does not say why")}
+        listeners: list[Listener] = []
+        culprits = [at for at in named if at < len(batch)]
+        for at in culprits:
+            receipt = batch[at]
+            if receipt.error is None:
+                _release(receipt).fail(receipt, "refused", named[at])
+                listeners += receipt._listeners or ()
+        if not culprits:
+            line.one_by_one = len(batch)
+        line.put_back()
+        self._settled.notify_all()
+        return listeners
+
+    def _failed(self, line: Line, error: TransportError) -> list[Listener]:
+        with self.lock:
+            if isinstance(error, CannotStart):
+                self._announce(line, str(error))
+            self._say_once("away", f"the collector cannot be reached ({error}): records wait in memory")
+            line.unreachable = True
+            line.later(None)
+        return []
+
+    def _announce(self, line: Line, message: str) -> None:
+        """Tells each tracker once, by its oldest record here, that the collector does not start."""
+        if "away" not in self._troubles:
+            oldest = {receipt._account: receipt for receipt in reversed((*line.in_flight, *line.waiting))}
+            for account, receipt in oldest.items():
+                if account is not None and receipt.error is None:
+                    callbacks.call(account.on_error, Failure(receipt._body, "refused", message, kept=True))
+
+    def _say_once(self, trouble: str, message: str) -> None:
+        """One line per trouble until records get through again: an outage must not fill a console."""
+        if trouble not in self._troubles:
+            self._troubles.add(trouble)
+            log.warning(message)
+
+
+def _release(receipt: Receipt) -> Account:
+    """Gives a record's place in memory back."""
+    account = receipt._account
+    assert account is not None  # it was put
+    account.waiting -= 1
+    account.waiting_bytes -= len(receipt._body)
+    return account
+
+
+def _call(listeners: list[Listener]) -> None:
+    for listener in listeners:
+        try:
+            listener()
+        except RuntimeError:
+            log.debug("a receipt was awaited in an event loop that has ended")
+
+
+def _full(account: Account) -> str:
+    return f"{account.waiting} records of {account.waiting_bytes} bytes wait (see max_records, max_bytes)"
+
+
+def _hint(status: int) -> str:
+    if status in (401, 403):
+        return "check the token (token=, TILLPOST_INGEST_TOKEN); records wait in memory"
+    if status == 202:
+        return "but does not confirm our records, so it is no collector: check the target; records wait in memory"
+    return "check that the target is a collector; records wait in memory"
+
+
+def _named(body: bytes) -> dict[int, str] | None:
+    """The records a 400 names, by position, with the messages; None when the answer is not the API's error."""
+    try:
+        answer = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if not isinstance(answer, dict) or not {"status", "message"} <= answer.keys():
+        return None
+    named: dict[int, str] = {}
+    errors = answer.get("errors")
+    for error in errors if isinstance(errors, list) else ():
+        if isinstance(error, dict) and (found := _INDEX.fullmatch(str(error.get("field")))):
+            at, said = int(found[1]), str(error.get("message"))
+            if found[2]:
+                said = f"{found[2]}: {said}"
+            named[at] = f"{named[at]}; {said}" if at in named else said
+    return named
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Seconds of a Retry-After header, which may be a date; None when there is none to understand."""
+    if text is None:
+        return None
+    if text.strip().isdecimal():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - _time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,186 @@
+"""How requests reach a collector: HTTP over TCP, TLS or a Unix socket, or a call in this process.
+
+The contract is the same everywhere: the ingest paths, bodies, headers and statuses of the
+collector (``POST /v4/events/batch`` and so on). A transport is used by one thread.
+"""
+
+import socket
+import sys
+from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException, HTTPSConnection, RemoteDisconnected
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+# Here and not when the sending thread first looks up a name: a process forked while a thread
+# imports would wait for the import lock for ever.
+import encodings.idna  # noqa: F401  isort:skip
+
+from tracker import process
+from tracker.errors import InvalidRecord
+
+_MAX_ANSWER: Final = 1 << 20  # an error answer names up to 100 records; more is not our collector
+
+
+class Answer(NamedTuple):
+    """What came back for a request."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+
+
+class TransportError(Exception):
+    """No answer: the request may or may not have arrived."""
+
+
+class CannotStart(TransportError):  # noqa: N818
+    """The embedded collector refused to start; the message is its own."""
+
+
+class Transport(Protocol):
+    def send(self, path: str, body: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
+        """Posts `body`. Raises `TransportError` when there is no answer within `timeout` seconds."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the connection; the next `send` makes a new one."""
+        ...
+
+
+@runtime_checkable
+class EmbeddedCollector(Protocol):
+    """A collector in this process, such as ``collector.Collector``."""
+
+    def start(self) -> object:
+        """Opens the buffer; nothing when it is open. Called before the first request, on the tracker's thread."""
+        ...
+
+    def receive(
+        self, path: str, body: bytes, headers: Mapping[str, str], timeout: float
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Answers as the HTTP listener would: status, headers, body."""
+        ...
+
+
+class Http:
+    """HTTP/1.1 over one connection that is kept alive."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        self._make, self._prefix = _connector(url)
+        self._authorization = {"Authorization": f"Bearer {token}"} if token else {}
+        self._connection: HTTPConnection | None = None
+
+    def send(self, path: str, body: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
+        reused = self._connection is not None
+        try:
+            return self._post(path, body, headers, timeout)
+        except (RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
+            self.close()
+            if not reused:
+                raise TransportError(_said(error)) from error
+        except (OSError, HTTPException) as error:
+            self.close()
+            raise TransportError(_said(error)) from error
+        # The server closed a connection that had been idle. Should it have read the request after
+        # all, the copy overwrites: every record carries its salt.
+        try:
+            return self._post(path, body, headers, timeout)
+        except (OSError, HTTPException) as error:
+            self.close()
+            raise TransportError(_said(error)) from error
+
+    def _post(self, path: str, body: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
+        if self._connection is None:
+            self._connection = self._make(timeout)
+        connection = self._connection
+        if connection.sock is not None:
+            connection.sock.settimeout(timeout)
+        connection.request(
+            "POST", self._prefix + path, body, {"Content-Type": "application/json", **self._authorization, **headers}
+        )
+        response = connection.getresponse()
+        answer = Answer(
+            response.status,
+            {name.lower(): value for name, value in response.getheaders()},
+            response.read(_MAX_ANSWER),
+        )
+        if not response.isclosed():
+            self.close()  # more than we read: the rest would be taken for the next answer
+        return answer
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Embedded:
+    """A call into a collector of this process, which keeps belonging to whoever made it."""
+
+    def __init__(self, collector: EmbeddedCollector) -> None:
+        self._collector = collector
+        self._started = False
+
+    def send(self, path: str, body: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
+        if not self._started:
+            try:
+                self._collector.start()
+            except Exception as error:  # whatever it is, the application must not pay for it
+                raise CannotStart(_said(error)) from error
+            self._started = True
+            process.exit_last()  # the collector closes itself at exit: flush before that
+        try:
+            status, answered, content = self._collector.receive(path, body, headers, timeout)
+        except Exception as error:
+            self._started = False
+            raise TransportError(_said(error)) from error
+        return Answer(status, {name.lower(): value for name, value in answered.items()}, content)
+
+    def close(self) -> None:
+        self._started = False
+
+
+def connect(target: "str | EmbeddedCollector", token: str | None) -> Transport:
+    """The transport to a URL or an embedded collector. Raises `InvalidRecord` for anything else."""
+    if isinstance(target, str):
+        return Http(target, token)
+    if isinstance(target, EmbeddedCollector):
+        return Embedded(target)
+    raise InvalidRecord("target", "must be an http, https or unix URL, or a Collector", target)
+
+
+def _connector(url: str) -> tuple[Any, str]:
+    """What makes a connection, given a timeout, and the path in front of ours."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InvalidRecord("target", f"is not a URL: {error}", url) from None
+    if parts.username is not None or parts.query or parts.fragment:
+        raise InvalidRecord("target", "must have no user, query or fragment; a token is an argument of its own", url)
+    if parts.scheme == "unix":
+        if parts.netloc or not parts.path.startswith("/"):
+            raise InvalidRecord("target", "must name a socket by its full path: unix:///run/tillpost.sock", url)
+        if not hasattr(socket, "AF_UNIX"):
+            raise InvalidRecord("target", f"cannot be a Unix socket on {sys.platform}: use http://127.0.0.1:8787", url)
+        return lambda timeout: _UnixConnection(parts.path, timeout), ""
+    if parts.scheme not in ("http", "https") or not host:
+        raise InvalidRecord("target", "must look like http://127.0.0.1:8787 or unix:///run/tillpost.sock", url)
+    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    return lambda timeout: kind(host, port, timeout=timeout), parts.path.rstrip("/")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
