@@ -4,7 +4,6 @@ Exit: 0 well, 1 failed, 2 usage or configuration, 3 buffer in use by another pro
 unusable. A mistake is answered by one line on standard error that says what to do.
 """
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -41,8 +40,11 @@ class _Tillpost(click.Group):
         if not standalone_mode:
             return call()
         code = _guarded(call)
-        with contextlib.suppress(BrokenPipeError):
+        try:
             sys.stdout.flush()
+        except BrokenPipeError:  # the reader, such as head, has seen enough; the interpreter must not flush again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = 1
         sys.exit(code)
 
 
@@ -56,9 +58,6 @@ def _guarded(call: Callable[[], Any]) -> int:
         return _say(error.format_message(), 1)
     except (click.Abort, KeyboardInterrupt):
         return _say("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except tuple(_EXIT) as error:
         return _say(str(error), next(code for kind, code in _EXIT.items() if isinstance(error, kind)))
     except OSError as error:
@@ -71,7 +70,9 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-@click.group(cls=_Tillpost, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    "tillpost", cls=_Tillpost, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="tillpost", prog_name="tillpost")
 def main() -> None:
     """Event tracking that loses nothing: a durable, batching collector beside your application."""
