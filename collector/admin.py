@@ -158,7 +158,10 @@ class Stopped:
             async with self._open() as operations:
                 return orjson.dumps(await work(operations))
 
-        return asyncio.run(once())
+        try:
+            return asyncio.run(once())
+        except ValueError as error:  # a request it cannot understand; a running collector would answer 400
+            raise AdminError(str(error)) from None
 
 
 def reach(settings: Settings) -> Running | Stopped:

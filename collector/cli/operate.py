@@ -46,13 +46,15 @@ def render(facts: dict[str, Any]) -> str:
     parts = [f"{name} {ledger[name]}" for name in ledger if name not in ("accepted", "lost_at_most")]
     offset = clock.get("offset_ms")
     head = [
-        ("tillpost", f"{facts.get('version', '')}  {facts.get('state', '')}"),
-        ("upstream", f"{upstream.get('url', '')}  ({upstream.get('auth', '')})"),
+        ("tillpost", "  ".join([facts.get("version", ""), facts.get("state", ""), *(facts.get("listening") or ())])),
         ("ledger", f"accepted {ledger.get('accepted', 0)} = " + " + ".join(parts)),
         ("buffer", f"{held.get('path', '')}  {size(held.get('bytes', 0))} of {size(held.get('max_bytes', 0))}"
                    f", {size(held.get('disk_bytes', 0))} on disk"),
-        ("clock", "not compared with the upstream yet" if offset is None else f"upstream {offset:+d} ms to ours"),
     ]  # fmt: skip
+    if upstream.get("url"):  # a buffer nobody delivers from has neither upstream nor clock
+        head.insert(1, ("upstream", f"{upstream['url']}  ({upstream.get('auth', '')})"))
+        unknown = "the upstream's is not known yet"
+        head.append(("clock", unknown if offset is None else f"the upstream's is {offset:+d} ms to ours"))
     lanes = facts.get("lanes") or []
     if not lanes:
         return table(head) + "\n\nno lanes yet"

@@ -130,7 +130,7 @@ def process(
         (["run"], "set TILLPOST_API_KEY, TILLPOST_API_KEY_FILE or upstream.api_key_file"),
         (["run", "--config", "/none.toml"], "/none.toml: cannot read the configuration file"),
         (["config", "--set", "x=1"], "unknown key x"),
-        (["send"], "name a file, or -"),
+        (["send"], "name a file, - for standard input"),
         (["send", "/none.jsonl"], "'/none.jsonl' does not exist"),
         (["dead", "retry"], "or --all"),
         (["dead", "retry", "1", "--all"], "or --all"),
