@@ -5,7 +5,6 @@ read at the next 401 or SIGHUP. A source that cannot be read pauses the lanes an
 crash. No secret appears in a repr, an error or a log line.
 """
 
-import asyncio
 import base64
 import binascii
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ import structlog
 from collector.config import UpstreamConfig
 from collector.outcomes import Answer, Later, Paused
 from collector.secret import SecretUnavailable
+from collector.waiting import Shared
 from tracker.time import Clock
 
 log = structlog.get_logger()
@@ -108,7 +108,7 @@ class LoginToken:
         self._value: str | None = None
         self._since_boot_ms = 0
         self._renew_at_boot_ms: float | None = None
-        self._login_under_way: asyncio.Task[str | Later | Paused] | None = None
+        self._logged_in: Shared[str | Later | Paused] = Shared(self._log_in, "tillpost-login")
 
     async def authorization(self) -> str | Later | Paused:
         held = self._value
@@ -135,20 +135,7 @@ class LoginToken:
 
     async def close(self) -> None:
         """End a login that is under way."""
-        if self._login_under_way is not None:
-            self._login_under_way.cancel()
-            await asyncio.gather(self._login_under_way, return_exceptions=True)
-
-    async def _logged_in(self) -> str | Later | Paused:
-        if self._login_under_way is None:
-            self._login_under_way = asyncio.create_task(self._log_in(), name="tillpost-login")
-            self._login_under_way.add_done_callback(self._login_over)
-        # one lane giving up must not take the login from the others
-        return await asyncio.shield(self._login_under_way)
-
-    def _login_over(self, task: "asyncio.Task[str | Later | Paused]") -> None:
-        if self._login_under_way is task:
-            self._login_under_way = None
+        await self._logged_in.close()
 
     async def _log_in(self) -> str | Later | Paused:
         key = _read(self._secret)

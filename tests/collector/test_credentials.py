@@ -280,9 +280,9 @@ def login_answer(value: str) -> bytes:
 
 
 async def test_an_expired_token_is_replaced_once_and_the_same_bytes_go_again() -> None:
-    async with Scripted(login_answer("t1"), answer(401), login_answer("t2"), answer(202)) as server:
-        async with upstream_at(server) as upstream:
-            assert await upstream.deliver(batch_of()) == Delivered()
+    script = (login_answer("t1"), answer(401), login_answer("t2"), answer(202))
+    async with Scripted(*script) as server, upstream_at(server) as upstream:
+        assert await upstream.deliver(batch_of()) == Delivered()
     assert [seen.path for seen in server.seen] == [LOGIN_PATH, "/v4/events/batch"] * 2
     assert server.seen[0].headers["Api-Version"] == "4.4"
     assert server.seen[1].headers["Authorization"] == "Bearer t1"
@@ -291,9 +291,9 @@ async def test_an_expired_token_is_replaced_once_and_the_same_bytes_go_again() -
 
 
 async def test_a_storm_of_401_ends_paused_after_one_new_token() -> None:
-    async with Scripted(login_answer("t1"), answer(401), login_answer("t2"), answer(401)) as server:
-        async with upstream_at(server) as upstream:
-            assert isinstance(await upstream.deliver(batch_of()), Paused)
+    script = (login_answer("t1"), answer(401), login_answer("t2"), answer(401))
+    async with Scripted(*script) as server, upstream_at(server) as upstream:
+        assert isinstance(await upstream.deliver(batch_of()), Paused)
     assert len(server.seen) == 4
 
 
