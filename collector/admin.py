@@ -185,7 +185,7 @@ def reach(settings: Settings) -> Running | Stopped:
     def offline() -> AbstractAsyncContextManager[Operations]:
         from collector.app import offline as open_offline
 
-        return open_offline(settings)
+        return open_offline(settings.config)
 
     return Stopped(offline)
 

@@ -1,5 +1,6 @@
 """``status``, ``find``, ``drain``, ``resume`` and ``forget``."""
 
+import contextlib
 import sys
 import time
 from typing import Any, Final
@@ -22,22 +23,26 @@ _STUCK_S: Final = 3.0
 def status(watch: bool, as_json: bool, config_file: str | None, buffer: str | None) -> int:
     """What a collector holds, and how its lanes are."""
     admin = reached(config_file, buffer)
-    while True:
-        body = admin.status()
-        if watch and sys.stdout.isatty():
-            click.clear()
-        if as_json:
-            echo_json(body)
-        else:
-            click.echo(render(orjson.loads(body)))
-        if not watch:
-            return 0
-        if not isinstance(admin, Running):  # opening the file each second would keep a collector from starting
-            raise AdminError("no collector runs on this buffer, so nothing changes: start one, or leave out --watch")
-        try:
+    if not watch:
+        _show_status(admin.status(), as_json)
+        return 0
+    if not isinstance(admin, Running):  # opening the file each second would keep a collector from starting
+        raise AdminError("no collector runs on this buffer, so nothing changes: start one, or leave out --watch")
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            body = admin.status()
+            if sys.stdout.isatty():
+                click.clear()
+            _show_status(body, as_json)
             time.sleep(1.0)
-        except KeyboardInterrupt:
-            return 0
+    return 0
+
+
+def _show_status(body: bytes, as_json: bool) -> None:
+    if as_json:
+        echo_json(body)
+    else:
+        click.echo(render(orjson.loads(body)))
 
 
 def render(facts: dict[str, Any]) -> str:

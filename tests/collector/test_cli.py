@@ -1,12 +1,17 @@
 """The command line: what it takes, what it prints, and how it ends."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import signal
 import socket
 import socketserver
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
@@ -19,6 +24,9 @@ from click.testing import CliRunner, Result
 
 from collector.cli import main
 from tests.collector.test_metrics import STATUS
+from tests.collector.test_send import Double, double
+
+__all__ = ["double"]
 
 LETTERS: list[dict[str, Any]] = [
     {"id": i, "kind": "events", "identifier": "email", "reason": "client.email: bad", "status": 400, "answer": "{}",
@@ -241,6 +249,20 @@ def test_status_is_readable_and_as_json_the_http_body(admin: AdminSocket, buffer
     assert json.loads(tillpost("status", "--buffer", buffer, "--json").stdout) == STATUS
 
 
+def test_status_is_watched_until_interrupted(admin: AdminSocket, buffer: Path) -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-m", "collector", "status", "--watch", "--json", "--buffer", str(buffer)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert running.stdout is not None
+    assert running.stderr is not None
+    assert [json.loads(running.stdout.readline()) for _ in range(2)] == [STATUS, STATUS]
+    running.send_signal(signal.SIGINT)
+    assert (running.wait(30), running.stderr.read()) == (0, b"")
+    running.stdout.close()
+    running.stderr.close()
+
+
 def test_dead_letters_are_listed_a_page_at_a_time(admin: AdminSocket, buffer: Path) -> None:
     result = tillpost("dead", "list", "--buffer", buffer, "--limit", "2", "--after", "1")
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["ID", "2", "3"]
@@ -388,6 +410,54 @@ def test_send_waits_for_its_collector_and_can_be_interrupted(tmp_path: Path) -> 
         assert running.wait(30) == 130
     assert rest.endswith("tillpost: interrupted\n")
     assert "Traceback" not in rest
+
+
+def on_a_terminal(*args: str | Path) -> tuple[int, str]:
+    """Exit code and what a person saw: standard error is a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TILLPOST_", "NO_COLOR"))}
+    running = subprocess.Popen(
+        [sys.executable, "-m", "collector", *map(str, args)],
+        stdout=subprocess.DEVNULL, stderr=theirs, env={**clean, "TERM": "xterm", "NO_COLOR": "1"},
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+        while piece := os.read(ours, 65536):
+            seen += piece
+    os.close(ours)
+    return running.wait(30), seen.decode()
+
+
+def test_send_shows_a_progress_bar_on_a_terminal_and_no_colours_when_told_so(double: Double, tmp_path: Path) -> None:
+    line = '{"type":"custom","time":"2026-05-04T09:53:56Z","eventSalt":"s-%d"}\n'
+    (tmp_path / "f.jsonl").write_text("".join(line % i for i in range(3000)))
+    code, seen = on_a_terminal("send", tmp_path / "f.jsonl", "--to", double.url)
+    assert code == 0
+    assert "f.jsonl" in seen
+    assert "100%" in seen
+    assert "3,000 lines" in seen
+    assert "\x1b[3" not in seen
+
+
+def test_send_accounts_for_every_line_and_ends_with_1_when_some_were_refused(double: Double, tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"type":"a","time":"2026-05-04T09:53:56Z","eventSalt":"s"}\nnonsense\n')
+    result = tillpost("send", path, "--to", double.url, environ={"TILLPOST_INGEST_TOKEN": "the-token"})
+    assert result.exit_code == 1
+    assert result.stdout.startswith("sent 1, already confirmed 0, rejected 1, ")
+    assert "FILE.rejects.txt" in result.stderr
+    assert double.requests[0][1]["Authorization"] == "Bearer the-token"
+    again = tillpost("send", path, environ={"TILLPOST_URL": double.url})
+    assert again.stdout.startswith("sent 0, already confirmed 1, rejected 1, ")
+
+
+def test_send_reads_standard_input(double: Double, tmp_path: Path) -> None:
+    line = '{"type":"a","time":"2026-05-04T09:53:56Z","eventSalt":"s"}\n'
+    result = process("send", "-", "--to", double.url, input=line * 3, cwd=tmp_path)
+    assert (result.returncode, len(double.records)) == (0, 3)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_send_checks_its_arguments_before_it_reads() -> None:
