@@ -22,19 +22,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import aiosqlite
 import structlog
 
-from collector import schema
 from collector.admission import Admission, Full, Policy, Sizes
 from collector.batcher import Aside, Fate, Gate, Limits, Wait
 from collector.chunks import Batch, salts_in
-from collector.files import BufferInUse, BufferUnusable, FileLock, create_private, inherit_nothing
+from collector.database import Synchronous, connect, hop, prepare
+from collector.files import BufferInUse, BufferUnusable, FileLock, create_private
 from collector.kinds import Lane, Parcel
+from collector.reserve import Reserve
 from collector.taking import take
-from collector.work import PAGE, DeadLettersFull, LaneState, Work
+from collector.work import DeadLettersFull, LaneState, Work
 from tracker.time import Clock, SystemClock
 
 __all__ = ["Buffer", "BufferInUse", "BufferUnusable", "DeadLettersFull", "Full", "LaneState", "Unknown"]
@@ -85,19 +86,6 @@ class _Append(_Op):
     bytes: int = 0
 
 
-class _Connection(sqlite3.Connection):
-    """A connection whose `execute` also takes a function, to run it in one hop on aiosqlite's thread."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        inherit_nothing(self)
-
-    def execute(self, sql: Any, parameters: Any = (), /) -> Any:
-        if callable(sql):
-            return sql(self)
-        return super().execute(sql, parameters)
-
-
 @dataclass
 class Buffer:
     """See the module. Made by `Buffer.open`; every method belongs to the loop that opened it."""
@@ -107,7 +95,8 @@ class Buffer:
     dead_max: int
     clock: Clock
     _door: Admission
-    _synchronous: str
+    _reserve: Reserve
+    _synchronous: Synchronous
     _db: aiosqlite.Connection
     _lock: FileLock
     _lanes: dict[Lane, LaneState] = field(default_factory=dict)
@@ -123,6 +112,9 @@ class Buffer:
     _used: int = 0
     _listeners: list[Callable[[Lane], None]] = field(default_factory=list)
     _failures: list[int] = field(default_factory=list)
+    _tight: bool = False
+    """The disk is full: only settling goes on, out of the reserve."""
+    _looked_ms: int = 0
     _writer: "asyncio.Task[None] | None" = None
     erasures: int = 0
     """Rises with every `erase`: a batch in hand from before may hold what was erased and must be taken again."""
@@ -140,7 +132,7 @@ class Buffer:
         when_full: Policy = "refuse",
         dead_max: int = 64 * 1024 * 1024,
         clock: Clock | None = None,
-        synchronous: Literal["FULL", "NORMAL", "OFF"] = "FULL",
+        synchronous: Synchronous = "FULL",
     ) -> "Buffer":
         """Open or create the file, alone.
 
@@ -148,18 +140,24 @@ class Buffer:
         read or is not ours. `synchronous` is for the controls of tests and benchmarks.
         """
         path = Path(path).absolute()  # noqa: ASYNC240 - touches no disk beyond the working folder's name
+        sizes = Sizes(max_size)
+        reserve = Reserve(path, sizes.wal_cap)
         lock = FileLock.acquire(path)
         try:
+            tight = reserve.make_room_before_open()
             create_private(path)
-            sizes = Sizes(max_size)
-            db = await _connect(path)
+            db = await connect(path)
         except BaseException:
             lock.release()
             raise
-        buffer = cls(path, sizes, dead_max, clock or SystemClock(), Admission(sizes, when_full), synchronous, db, lock)
+        door = Admission(sizes, when_full)
+        buffer = cls(path, sizes, dead_max, clock or SystemClock(), door, reserve, synchronous, db, lock)
+        buffer._tight = tight
         try:
-            await buffer._hop(lambda conn: _prepare(conn, sizes, synchronous))
+            await buffer._hop(lambda conn: prepare(conn, sizes, synchronous))
             await buffer._hop(buffer._load)
+            if not tight:
+                await buffer._hop(buffer._build_reserve)
         except BaseException as error:
             with suppress(sqlite3.Error):
                 await db.close()
@@ -195,8 +193,13 @@ class Buffer:
             self._dead_salts.update(map(hash, salts_in(body)))
         self._used = Work(conn, {}, 0).used_bytes()
 
-    async def _hop(self, unit: Callable[[sqlite3.Connection], None]) -> None:
-        await self._db.execute(cast(str, unit))
+    def _build_reserve(self, _: sqlite3.Connection) -> None:
+        if self._reserve.build():
+            with suppress(OSError):  # without blocks of its own the log grows as any file does
+                self._reserve.grow_log()
+
+    async def _hop(self, unit: Callable[[sqlite3.Connection], Any]) -> None:
+        await hop(self._db, unit)
 
     # -- the four verbs -----------------------------------------------------------------------
 
@@ -318,12 +321,19 @@ class Buffer:
             group.append(self._queue.popleft())
         return group
 
-    async def _commit(self, group: list[_Unit | _Append]) -> None:
+    async def _commit(self, group: list[_Unit | _Append], *, last_try: bool = False) -> None:
         units = [op for op in group if isinstance(op, _Unit)]
         appends = [op for op in group if isinstance(op, _Append)]
-        work: Work | None = None
-
+        if self._tight and not last_try:
+            await self._look_for_room()
+            if self._tight:
+                for append in appends:
+                    append.fail(Full("the disk is full"))
+                appends = []
+                if not units:
+                    return
         erase = any(unit.erase for unit in units)
+        work: Work | None = None
 
         def transaction(conn: sqlite3.Connection) -> None:
             nonlocal work
@@ -345,6 +355,9 @@ class Buffer:
                 if conn.in_transaction:
                     conn.execute("ROLLBACK")
                 raise
+            if self._tight:
+                # every page given back counts, and the log must not grow beyond its blocks
+                conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
             if erase:
                 # the one checkpoint that truncates: the log still holds what was erased
                 conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -354,15 +367,15 @@ class Buffer:
         try:
             await self._hop(transaction)
         except sqlite3.Error as error:
-            await self._after_failure(group, units, error)
+            await self._after_failure(units, appends, error, last_try)
         except Exception as error:
             log.exception("buffer_transaction_failed")
-            for op in group:
+            for op in (*units, *appends):
                 op.fail(Unknown(f"a fault in the transaction ({type(error).__name__}); nothing was stored"))
         else:
             assert work is not None
             self._publish(work)
-            for op in group:
+            for op in (*units, *appends):
                 op.resolve()
             for lane, state in work.lanes.items():
                 if state.pending:
@@ -377,19 +390,41 @@ class Buffer:
         self._dead_salts |= work.new_dead_salts
         self._parked.update(work.parked)
 
-    async def _after_failure(self, group: list[_Unit | _Append], units: list[_Unit], error: sqlite3.Error) -> None:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL and len(units) < len(group):
-            # SQLITE_FULL undid the settles too: commit them alone, they free what is needed
-            for op in group:
-                if isinstance(op, _Append):
-                    op.fail(Full("the disk or the buffer file is full"))
+    async def _after_failure(
+        self, units: list[_Unit], appends: list[_Append], error: sqlite3.Error, last_try: bool
+    ) -> None:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL and not last_try:
+            # it undid the settles too: commit them alone, out of the reserve; they free what is needed
+            for append in appends:
+                append.fail(Full("the disk or the buffer file is full"))
+            await self._tighten()
             if units:
-                await self._commit(list(units))
+                await self._commit(list(units), last_try=True)
             return
         log.error("buffer_commit_failed", error=str(error), errorname=getattr(error, "sqlite_errorname", None))
-        for op in group:
+        for op in (*units, *appends):
             op.fail(Unknown(f"the commit failed ({error}); whether it is on disk is not known"))
         await self._reopen()
+
+    async def _tighten(self) -> None:
+        """The disk is full, or the file at its cap: nothing more comes in until there is room."""
+        if self._reserve.free_bytes() < self._reserve.size:
+            self._reserve.release()
+        self._tight = True
+        self._looked_ms = self.clock.boot_ms()
+        with suppress(sqlite3.Error):
+            await self._hop(lambda conn: conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
+
+    async def _look_for_room(self) -> None:
+        """Once a second: is there room for the reserve again? Then ingest may go on."""
+        now = self.clock.boot_ms()
+        if now - self._looked_ms < 1000:
+            return
+        self._looked_ms = now
+        if self._reserve.build():
+            await self._hop(self._build_reserve)
+            self._tight = False
+            log.info("reserve_rebuilt")
 
     async def _reopen(self) -> None:
         """After an errored COMMIT only a fresh connection knows what is on disk (fsync may have failed half-way)."""
@@ -400,8 +435,8 @@ class Buffer:
         except sqlite3.Error as error:
             log.error("buffer_close_failed", error=str(error))
         try:
-            self._db = await _connect(self.path)
-            await self._hop(lambda conn: _prepare(conn, self.sizes, self._synchronous))
+            self._db = await connect(self.path)
+            await self._hop(lambda conn: prepare(conn, self.sizes, self._synchronous))
             await self._hop(self._load)
         except (sqlite3.Error, BufferUnusable) as error:
             self.failed = f"it cannot be opened again: {error}"
@@ -423,6 +458,7 @@ class Buffer:
 def _run_unit(work: Work, unit: _Unit) -> None:
     """A unit's own exception undoes that unit alone; SQLite's undoes the transaction."""
     undo = work.undoable()
+    unit.error = None
     work.conn.execute("SAVEPOINT unit")
     try:
         unit.result = unit.body(work)
@@ -433,49 +469,3 @@ def _run_unit(work: Work, unit: _Unit) -> None:
         undo()
         unit.error = error
     work.conn.execute("RELEASE unit")
-
-
-async def _connect(path: Path) -> aiosqlite.Connection:
-    return await aiosqlite.connect(path, factory=_Connection, isolation_level=None, cached_statements=256)
-
-
-def _prepare(conn: sqlite3.Connection, sizes: Sizes, synchronous: str) -> None:
-    """Settings in the one order that works, then the schema."""
-    conn.execute("PRAGMA locking_mode = EXCLUSIVE")  # before anything touches the WAL: no -shm file, ever
-    conn.execute("PRAGMA busy_timeout = 5000")
-    _recognise(conn)
-    conn.execute("PRAGMA auto_vacuum = INCREMENTAL")  # ignored once a table or the WAL exists
-    if (mode := conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
-        raise BufferUnusable(_path_of(conn), f"the file system does not allow a write-ahead log (got {mode})")
-    conn.execute(f"PRAGMA synchronous = {synchronous}")  # not stored in the file: every start must say it
-    wanted = {"OFF": 0, "NORMAL": 1, "FULL": 2}[synchronous]
-    if conn.execute("PRAGMA synchronous").fetchone()[0] != wanted:
-        raise BufferUnusable(_path_of(conn), f"SQLite did not accept synchronous={synchronous}")
-    conn.execute("PRAGMA secure_delete = OFF")  # Debian switches it on: deleting a chunk then costs four times as much
-    conn.execute("PRAGMA temp_store = MEMORY")
-    conn.execute("PRAGMA trusted_schema = OFF")
-    conn.execute("PRAGMA cell_size_check = ON")
-    # half the cap for what waits to be checkpointed, half for one commit
-    conn.execute(f"PRAGMA wal_autocheckpoint = {sizes.wal_cap // 2 // PAGE}")
-    pages = conn.execute("PRAGMA page_count").fetchone()[0]
-    # a cap lowered below the backlog must still let settles through
-    conn.execute(f"PRAGMA max_page_count = {max(sizes.usable // PAGE, pages + 64)}")
-    schema.migrate(conn)
-
-
-def _path_of(conn: sqlite3.Connection) -> Path:
-    return Path(conn.execute("PRAGMA database_list").fetchone()[2])
-
-
-def _recognise(conn: sqlite3.Connection) -> None:
-    """Refuse a file that is another application's, or a newer release's; touch neither."""
-    tables = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    application = conn.execute("PRAGMA application_id").fetchone()[0]
-    version = conn.execute("PRAGMA user_version").fetchone()[0]
-    if application != schema.APPLICATION_ID and (tables or application or version):
-        raise BufferUnusable(_path_of(conn), "it belongs to another application. Name another file with --buffer.")
-    if version > schema.newest():
-        raise BufferUnusable(
-            _path_of(conn),
-            f"a newer Tillpost wrote it (schema {version}, this one knows {schema.newest()}). Upgrade Tillpost.",
-        )

@@ -62,8 +62,9 @@ class FileLock:
             holder = os.read(fd, 32).decode("ascii", "replace").strip()
             os.close(fd)
             raise BufferInUse(buffer, int(holder) if holder.isdigit() else None)
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
+        with suppress(OSError):  # on a full disk the lock holds all the same, it just cannot say who
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
         return cls(fd)
 
     def release(self) -> None:

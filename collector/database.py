@@ -1,0 +1,80 @@
+"""The one SQLite connection: how it is opened, and the settings that durability rests on."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import aiosqlite
+
+from collector import schema
+from collector.admission import Sizes
+from collector.files import BufferUnusable, inherit_nothing
+from collector.work import PAGE
+
+Synchronous = Literal["FULL", "NORMAL", "OFF"]
+
+
+class _Connection(sqlite3.Connection):
+    """A connection whose `execute` also takes a function, to run it in one hop on aiosqlite's thread."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        inherit_nothing(self)
+
+    def execute(self, sql: Any, parameters: Any = (), /) -> Any:
+        if callable(sql):
+            return sql(self)
+        return super().execute(sql, parameters)
+
+
+async def connect(path: Path) -> aiosqlite.Connection:
+    """A connection on a thread of its own, which takes functions too: see `hop`."""
+    return await aiosqlite.connect(path, factory=_Connection, isolation_level=None, cached_statements=256)
+
+
+async def hop(db: aiosqlite.Connection, unit: Callable[[sqlite3.Connection], Any]) -> None:
+    """Run a function on the connection's thread: one hop for a whole transaction, where statements cost one each."""
+    await db.execute(cast(str, unit))
+
+
+def prepare(conn: sqlite3.Connection, sizes: Sizes, synchronous: Synchronous) -> None:
+    """Settings in the one order that works, then the schema."""
+    conn.execute("PRAGMA locking_mode = EXCLUSIVE")  # before anything touches the WAL: no -shm file, ever
+    conn.execute("PRAGMA busy_timeout = 5000")
+    _recognise(conn)
+    conn.execute("PRAGMA auto_vacuum = INCREMENTAL")  # ignored once a table or the WAL exists
+    if (mode := conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
+        raise BufferUnusable(_path_of(conn), f"the file system does not allow a write-ahead log (got {mode})")
+    conn.execute(f"PRAGMA synchronous = {synchronous}")  # not stored in the file: every start must say it
+    wanted = {"OFF": 0, "NORMAL": 1, "FULL": 2}[synchronous]
+    if conn.execute("PRAGMA synchronous").fetchone()[0] != wanted:
+        raise BufferUnusable(_path_of(conn), f"SQLite did not accept synchronous={synchronous}")
+    conn.execute("PRAGMA secure_delete = OFF")  # Debian switches it on: deleting a chunk then costs four times as much
+    conn.execute("PRAGMA temp_store = MEMORY")
+    conn.execute("PRAGMA trusted_schema = OFF")
+    conn.execute("PRAGMA cell_size_check = ON")
+    # half the cap for what waits to be checkpointed, half for one commit
+    conn.execute(f"PRAGMA wal_autocheckpoint = {sizes.wal_cap // 2 // PAGE}")
+    pages = conn.execute("PRAGMA page_count").fetchone()[0]
+    # a cap lowered below the backlog must still let settles through
+    conn.execute(f"PRAGMA max_page_count = {max(sizes.usable // PAGE, pages + 64)}")
+    schema.migrate(conn)
+
+
+def _path_of(conn: sqlite3.Connection) -> Path:
+    return Path(conn.execute("PRAGMA database_list").fetchone()[2])
+
+
+def _recognise(conn: sqlite3.Connection) -> None:
+    """Refuse a file that is another application's, or a newer release's; touch neither."""
+    tables = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    application = conn.execute("PRAGMA application_id").fetchone()[0]
+    version = conn.execute("PRAGMA user_version").fetchone()[0]
+    if application != schema.APPLICATION_ID and (tables or application or version):
+        raise BufferUnusable(_path_of(conn), "it belongs to another application. Name another file with --buffer.")
+    if version > schema.newest():
+        raise BufferUnusable(
+            _path_of(conn),
+            f"a newer Tillpost wrote it (schema {version}, this one knows {schema.newest()}). Upgrade Tillpost.",
+        )
