@@ -8,24 +8,21 @@ a buffer, so ``tillpost config`` and the commands that only look for the buffer 
 """
 
 import difflib
-import math
 import os
-import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from typing import Any, Final
 
 import msgspec
 
 from collector.config import Config, ConfigError
-from collector.rules import check_together, check_value
+from collector.rules import check_together
 from collector.secret import Secret
-from collector.units import DURATION_FORM, SIZE_FORM, format_duration, format_size, parse_duration, parse_size
+from collector.values import DEFAULTS, PREFIX, TABLES, TYPES, checked, from_text
 
 DEFAULT_FILE: Final = Path("/etc/tillpost/tillpost.toml")
-PREFIX: Final = "TILLPOST_"
 
 _SECRET_FILES: Final = {
     "TILLPOST_API_KEY": "upstream.api_key_file",
@@ -91,7 +88,7 @@ def load(
     by field of Secrets. Raises ConfigError.
     """
     environ = os.environ if environ is None else environ
-    values = {key: Value(defaults.get(key, default), "default") for key, default in _DEFAULTS.items()}
+    values = {key: Value(defaults.get(key, default), "default") for key, default in DEFAULTS.items()}
     path = Path(file) if file is not None else default_file if default_file and default_file.exists() else None
     if path is not None:
         values |= _from_file(path)
@@ -137,43 +134,12 @@ def embedded(
     )  # fmt: skip
 
 
-def show(key: str, value: Any) -> str:
-    """A value as the file would write it."""
-    unit = _unit(_TYPES[key])
-    if isinstance(value, bool):
-        return str(value).lower()
-    if unit and value is not None:
-        return format_duration(value) if unit == "seconds" else format_size(value)
-    if value is None:
-        return ""
-    if isinstance(value, (tuple, list)):
-        return ", ".join(map(str, value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} = {target}" for name, target in value.items())
-    return str(value)
-
-
 def variable(key: str) -> str:
     """The environment variable of a dotted key."""
     return PREFIX + key.replace(".", "__").upper()
 
 
-# The keys, read from the Structs once
-
-
-def _leaves(struct: msgspec.Struct, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    for field in msgspec.structs.fields(struct):
-        value = getattr(struct, field.name)
-        if isinstance(value, msgspec.Struct):
-            yield from _leaves(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, field.type, value
-
-
-_TYPES: Final[dict[str, Any]] = {key: type_ for key, type_, _ in _leaves(Config())}
-_DEFAULTS: Final[dict[str, Any]] = {key: default for key, _, default in _leaves(Config())}
-_TABLES: Final = tuple(key for key, type_ in _TYPES.items() if get_origin(type_) is dict)
-_VARIABLES: Final = {variable(key): key for key in _TYPES} | {f"{n}_FILE": key for n, key in _SECRET_FILES.items()}
+_VARIABLES: Final = {variable(key): key for key in TYPES} | {f"{n}_FILE": key for n, key in _SECRET_FILES.items()}
 
 
 def _unknown(where: str, name: str, known: Sequence[str], what: str = "key") -> ConfigError:
@@ -194,19 +160,19 @@ def _from_file(path: Path) -> dict[str, Value]:
         raise ConfigError(f"{path}: not valid TOML: it is not UTF-8 text") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration file: {os.strerror(error.errno or 0)}") from None
-    return {key: Value(_checked(key, value, str(path)), str(path), 1) for key, value in _flatten(tree, str(path))}
+    return {key: Value(checked(key, value, str(path)), str(path), 1) for key, value in _flatten(tree, str(path))}
 
 
 def _flatten(tree: Mapping[str, Any], where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values. Raises ConfigError for a key that does not exist."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if key in _TYPES:
+        if key in TYPES:
             yield key, value
         elif isinstance(value, Mapping) and value:
             yield from _flatten(value, where, f"{key}.")
-        elif not any(known.startswith(f"{key}.") for known in _TYPES):
-            raise _unknown(where, key, list(_TYPES))
+        elif not any(known.startswith(f"{key}.") for known in TYPES):
+            raise _unknown(where, key, list(TYPES))
         elif not isinstance(value, Mapping):
             raise ConfigError(f"{where}: {key} is a section; write [{key}] and its keys below")
 
@@ -216,7 +182,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Value]:
     for name in sorted(n for n in environ if n.startswith(PREFIX)):
         key = _VARIABLES.get(name)
         if key is not None:
-            value = Value(_checked(key, _from_text(key, environ[name], name), name, shown=environ[name]), name, 2)
+            value = Value(checked(key, from_text(key, environ[name], name), name, shown=environ[name]), name, 2)
             if key in found and found[key].value != value.value:
                 raise ConfigError(f"{found[key].source} and {name} are the same key and differ; keep one of them")
             found[key] = value
@@ -230,19 +196,19 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Value]:
 
 
 def _put_flag(values: dict[str, Value], key: str, name: str, value: Any) -> None:
-    for table in _TABLES:  # --set upstream.types.push/viewed=custom:push.view adds one entry
+    for table in TABLES:  # --set upstream.types.push/viewed=custom:push.view adds one entry
         if key.startswith(f"{table}."):
             key, value = table, {**values[table].value, key.removeprefix(f"{table}."): value}
-    if key not in _TYPES:
-        if any(known.startswith(f"{key}.") for known in _TYPES):
+    if key not in TYPES:
+        if any(known.startswith(f"{key}.") for known in TYPES):
             raise ConfigError(f"{name}: {key} is a section; name one of its keys, for example {_first_of(key)}")
-        raise _unknown(name, key, list(_TYPES))
-    parsed = _from_text(key, value, name) if isinstance(value, str) else value
-    values[key] = Value(_checked(key, parsed, name, shown=value), name, 3)
+        raise _unknown(name, key, list(TYPES))
+    parsed = from_text(key, value, name) if isinstance(value, str) else value
+    values[key] = Value(checked(key, parsed, name, shown=value), name, 3)
 
 
 def _first_of(section: str) -> str:
-    return next(known for known in _TYPES if known.startswith(f"{section}."))
+    return next(known for known in TYPES if known.startswith(f"{section}."))
 
 
 def _secrets(values: Mapping[str, Value], environ: Mapping[str, str], given: Mapping[str, str]) -> Secrets:
@@ -257,114 +223,3 @@ def _secrets(values: Mapping[str, Value], environ: Mapping[str, str], given: Map
         elif environ.get(name):  # an empty variable names no source
             found[field] = Secret(field, value=environ[name], source=name)
     return Secrets(**found)
-
-
-# One value
-
-
-def _checked(key: str, value: Any, where: str, shown: Any = None) -> Any:
-    """The value in its own type. Raises ConfigError naming where it came from and what is allowed."""
-    type_ = _TYPES[key]
-    shown = value if shown is None else shown
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    try:
-        if isinstance(value, str) and (parse := _parser(type_)):
-            value = parse(value)
-        try:
-            value = msgspec.convert(value, type_)
-        except msgspec.ValidationError:
-            raise ValueError(f"must be {_allowed(type_)}") from None
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"must be {_allowed(type_)}")
-        check_value(key, value)
-    except ValueError as error:
-        text = re.sub(r"//[^/@]*@", "//***@", repr(shown))  # a password in a URL
-        text = text if len(text) <= 80 else text[:76] + "...'"
-        name = where if where.startswith((PREFIX, "--")) and not where.startswith("--set") else f"{where}: {key}"
-        raise ConfigError(f"{name} = {text}: {error}") from None
-    return value
-
-
-def _from_text(key: str, text: str, where: str) -> Any:
-    """What text in the environment or behind a flag means for a key of this type."""
-    type_ = _TYPES[key]
-    origin = get_origin(type_)
-    plain = _plain(type_)
-    if not text.strip() and (plain is not str or origin is Literal):
-        if origin is tuple:
-            return ()
-        raise ConfigError(f"{where} is empty: unset it, or give {_allowed(type_)}")
-    if origin is tuple and not text.lstrip().startswith("["):
-        return [part.strip() for part in text.split(",") if part.strip()]
-    if origin in (tuple, dict):
-        return _inline(text)
-    if plain is bool:
-        return {"true": True, "1": True, "yes": True, "on": True,
-                "false": False, "0": False, "no": False, "off": False}.get(text.strip().lower(), text)  # fmt: skip
-    if plain in (int, float) and not _unit(type_):
-        try:
-            return plain(text)
-        except ValueError:
-            return text
-    return text
-
-
-def _inline(text: str) -> Any:
-    """A list or table written inline, as JSON or as TOML."""
-    try:
-        return msgspec.json.decode(text.encode())
-    except (msgspec.DecodeError, UnicodeEncodeError):
-        pass
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _plain(type_: Any) -> Any:
-    """The type under Annotated, and under ``| None``."""
-    if get_origin(type_) is Annotated:
-        return _plain(get_args(type_)[0])
-    if options := [a for a in get_args(type_) if a is not type(None)] if type(None) in get_args(type_) else []:
-        return _plain(options[0])
-    return str if get_origin(type_) is Literal else get_origin(type_) or type_
-
-
-def _metas(type_: Any) -> Iterator[msgspec.Meta]:
-    for arg in get_args(type_):
-        if isinstance(arg, msgspec.Meta):
-            yield arg
-        elif get_origin(arg) is Annotated:
-            yield from _metas(arg)
-
-
-def _unit(type_: Any) -> str | None:
-    return next((meta.extra["unit"] for meta in _metas(type_) if meta.extra), None)
-
-
-def _parser(type_: Any) -> Callable[[str], Any] | None:
-    return {"seconds": parse_duration, "bytes": parse_size}.get(_unit(type_) or "")
-
-
-def _allowed(type_: Any) -> str:
-    """What a value of this type may be, in words."""
-    if get_origin(type_) is Literal:
-        return "one of " + ", ".join(get_args(type_))
-    unit = _unit(type_)
-    plain = _plain(type_)
-    words: str = {"seconds": DURATION_FORM, "bytes": SIZE_FORM}.get(unit or "") or {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        tuple: 'a list of texts such as ["127.0.0.1:8787"]',
-        dict: 'a table of texts such as {"push/viewed" = "custom:push.view"}',
-    }[plain]
-    for meta in _metas(type_):
-        for bound, sign in ((meta.ge, "at least"), (meta.gt, "more than"), (meta.le, "at most")):
-            if bound:
-                words += f", {sign} {bound}"
-            elif bound == 0 and sign == "more than":
-                words += ", more than 0"
-    return words

@@ -107,7 +107,9 @@ class Bar:
 
     def start(self, name: str, total_bytes: int | None, done_bytes: int, done_lines: int) -> None:
         self._begun, self._lines_before = time.monotonic(), done_lines
-        self._task = self._rich.add_task(name, total=total_bytes, completed=done_bytes, lines=done_lines, rate=0.0)
+        self._task = self._rich.add_task(
+            Path(name).name, total=total_bytes, completed=done_bytes, lines=done_lines, rate=0.0
+        )
 
     def advance(self, done_bytes: int, done_lines: int) -> None:
         assert self._task is not None

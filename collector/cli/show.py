@@ -8,7 +8,7 @@ from collector.cli.run import configuration_options, load_settings
 from collector.config import ConfigError
 from collector.secret import Secret, SecretUnavailable
 from collector.settings import Settings
-from collector.settings import show as shown
+from collector.values import show as shown
 
 
 @click.command()

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from collector.config import Address, Config, ConfigError
 from collector.secret import Secret, SecretUnavailable
-from collector.settings import Settings, embedded, load, show
+from collector.settings import Settings, embedded, load
 from collector.units import format_duration, format_size, parse_duration, parse_size
+from collector.values import show
 
 MIB = 1024 * 1024
 
