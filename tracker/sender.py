@@ -207,7 +207,7 @@ class Sender:
             while not account.has_room(size):
                 oldest = self._take_oldest(account)
                 if oldest is None:
-                    return False  # all that is left is in flight
+                    return False
                 _release(oldest)
                 account.fail(oldest, "full", f"discarded for a newer record; {_full(account)}", dropped=True)
                 self._settled.notify_all()
@@ -217,7 +217,7 @@ class Sender:
         return False
 
     def _take_oldest(self, account: Account) -> Receipt | None:
-        """Removes and returns the account's oldest record that is not in flight."""
+        """Removes and returns the account's oldest record, one not in flight if there is any."""
         found: tuple[int, Line, int] | None = None
         for line in self._lines.values():
             for at, receipt in enumerate(line.waiting):
@@ -225,12 +225,13 @@ class Sender:
                     if found is None or receipt._number < found[0]:
                         found = (receipt._number, line, at)
                     break
-        if found is None:
-            return None
-        _, line, at = found
-        receipt = line.waiting[at]
-        del line.waiting[at]
-        return receipt
+        if found is not None:
+            _, line, at = found
+            receipt = line.waiting[at]
+            del line.waiting[at]
+            return receipt
+        # What is in flight may arrive all the same; but newer records must not wait for a hanging collector.
+        return min(self._of(account), key=lambda receipt: receipt._number, default=None)
 
     def wait_until(self, condition: Callable[[], bool], timeout: float) -> bool:
         """Waits until `condition`, looked at under the lock after every answer, holds."""

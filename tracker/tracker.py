@@ -29,6 +29,7 @@ from tracker.transport import EmbeddedCollector, connect
 P = ParamSpec("P")
 R = TypeVar("R", bound=Record)
 
+_LAST_CALLS_S: Final = 1.0
 _DEFAULT_TARGET: Final = "http://127.0.0.1:8787"
 _CLOCK: Final = SystemClock()
 _SIZE: Final = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|KB|MB|GB)?", re.ASCII)
@@ -293,7 +294,7 @@ class Tracker:
     def close(self) -> None:
         """Flushes and stops, within `close_timeout` seconds. What is not durable then fails as ``closed``.
 
-        Records tracked afterwards fail the same way. May be called again.
+        `on_error` gets a second more for these. Records tracked afterwards fail the same way. May be called again.
         """
         if self._closed:
             return
@@ -303,7 +304,7 @@ class Tracker:
         self._sender.give_up(self._account, "the tracker was closed before the collector could be reached")
         self._leave()
         self._sender.rest(deadline - monotonic())
-        callbacks.drain(deadline - monotonic())
+        callbacks.drain(max(_LAST_CALLS_S, deadline - monotonic()))
 
     async def aclose(self) -> None:
         """`close` for asyncio."""
