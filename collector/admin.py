@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
-import orjson
 
 from collector.connection import UnixConnection, connect
 from collector.files import BufferUnusable, beside
@@ -156,7 +155,7 @@ class Stopped:
     def _call(self, work: Callable[[Operations], Awaitable[Any]]) -> bytes:
         async def once() -> bytes:
             async with self._open() as operations:
-                return orjson.dumps(await work(operations))
+                return msgspec.json.encode(await work(operations))
 
         try:
             return asyncio.run(once())

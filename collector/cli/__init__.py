@@ -15,6 +15,7 @@ from collector.admin import AdminError
 from collector.cli import dead, develop, operate, run, send, show
 from collector.config import ConfigError
 from collector.files import BufferInUse, BufferUnusable
+from collector.listeners import ListenError
 from collector.post import NotACollector
 from collector.secret import SecretUnavailable
 from collector.send import SendFailed
@@ -24,6 +25,7 @@ _EXIT: Final[dict[type[Exception], int]] = {
     BufferInUse: 3,
     BufferUnusable: 4,
     AdminError: 1,
+    ListenError: 1,
     NotACollector: 1,
     SecretUnavailable: 1,
     SendFailed: 1,
