@@ -27,7 +27,7 @@ from typing import Any, Final, TypeVar
 import aiosqlite
 import structlog
 
-from collector.admission import Admission, Full, Policy, Sizes
+from collector.admission import EVERYTHING, Admission, Full, Policy, Sizes
 from collector.batcher import Aside, Fate, Gate, Limits, Wait
 from collector.chunks import Batch, salts_in
 from collector.database import Synchronous, connect, hop, prepare
@@ -47,7 +47,7 @@ FAILURES_MAX: Final = 3
 FAILURE_WINDOW_MS: Final = 60_000
 
 
-class Unknown(Exception):  # noqa: N818
+class Unknown(Exception):
     """The commit failed: what it held may or may not be on disk. Send it again; the salt makes that safe."""
 
 
@@ -277,6 +277,11 @@ class Buffer:
         return self._used
 
     @property
+    def is_full(self) -> bool:
+        """Whether an ordinary record would be refused now."""
+        return self._tight or self._used > EVERYTHING * self.sizes.usable
+
+    @property
     def dead_bytes(self) -> int:
         return self._dead_bytes
 
@@ -359,9 +364,10 @@ class Buffer:
                 # every page given back counts, and the log must not grow beyond its blocks
                 conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
             if erase:
-                # the one checkpoint that truncates: the log still holds what was erased
+                # free pages may hold what was delivered of that person, the log what was just erased
+                conn.executescript("PRAGMA incremental_vacuum")
                 conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                conn.execute("PRAGMA secure_delete = OFF")
+                conn.execute("PRAGMA secure_delete = FAST")
                 self.erasures += 1
 
         try:

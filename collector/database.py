@@ -50,7 +50,7 @@ def prepare(conn: sqlite3.Connection, sizes: Sizes, synchronous: Synchronous) ->
     wanted = {"OFF": 0, "NORMAL": 1, "FULL": 2}[synchronous]
     if conn.execute("PRAGMA synchronous").fetchone()[0] != wanted:
         raise BufferUnusable(_path_of(conn), f"SQLite did not accept synchronous={synchronous}")
-    conn.execute("PRAGMA secure_delete = OFF")  # Debian switches it on: deleting a chunk then costs four times as much
+    conn.execute("PRAGMA secure_delete = FAST")  # as cheap as OFF; Debian's ON makes deleting a chunk four times dearer
     conn.execute("PRAGMA temp_store = MEMORY")
     conn.execute("PRAGMA trusted_schema = OFF")
     conn.execute("PRAGMA cell_size_check = ON")

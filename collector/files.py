@@ -12,7 +12,7 @@ from typing import Any, Final
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 
-class BufferInUse(Exception):  # noqa: N818
+class BufferInUse(Exception):
     """Another process holds the buffer."""
 
     def __init__(self, path: Path, pid: int | None) -> None:
@@ -25,7 +25,7 @@ class BufferInUse(Exception):  # noqa: N818
         self.pid = pid
 
 
-class BufferUnusable(Exception):  # noqa: N818
+class BufferUnusable(Exception):
     """The buffer cannot be opened, and trying again will not help."""
 
     def __init__(self, path: Path, why: str) -> None:

@@ -404,7 +404,7 @@ async def test_every_setting_that_durability_rests_on_is_in_force(path: Path) ->
             "synchronous": 2,
             "locking_mode": "exclusive",
             "auto_vacuum": 2,
-            "secure_delete": 0,
+            "secure_delete": 2,
             "application_id": schema.APPLICATION_ID,
         }
 
