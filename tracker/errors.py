@@ -5,7 +5,7 @@
 """
 
 
-class InvalidRecord(ValueError):  # noqa: N818  the design's public name
+class InvalidRecord(ValueError):
     """An argument breaks a rule. The message names the field, the rule and what is allowed, never the value.
 
     The value may be personal, and messages end in logs: it is in `value` only.
@@ -30,5 +30,5 @@ class InvalidRecord(ValueError):  # noqa: N818  the design's public name
         return type(self)(f"{place}.{self.field}", self.rule, self.value)
 
 
-class MissingArgument(InvalidRecord, TypeError):  # noqa: N818
+class MissingArgument(InvalidRecord, TypeError):
     """A required argument was left out."""

@@ -154,13 +154,13 @@ class Callbacks:
             self._calls.append((on_error, failure))
             self._bytes += len(failure.body)
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="tillpost-on-error", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="tillpost-on-error", daemon=True)
                 try:
-                    thread.start()
+                    self._thread.start()
                 except RuntimeError:
+                    self._thread = None
                     self._log_once("no thread for on_error: the interpreter is ending or out of threads")
                     return
-                self._thread = thread
             self._changed.notify_all()
 
     def drain(self, timeout: float) -> bool:

@@ -16,6 +16,7 @@ import time as _time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Final, Literal
@@ -124,6 +125,12 @@ class Line:
         self.one_by_one -= bool(self.one_by_one)
         return self.in_flight
 
+    def oldest_of(self, account: Account) -> Receipt | None:
+        """The account's first record that is not in flight."""
+        if not self.waiting or self.waiting[0]._account is account:  # the usual case: one tracker per target
+            return self.waiting[0] if self.waiting else None
+        return next((receipt for receipt in tuple(self.waiting) if receipt._account is account), None)
+
     def put_back(self) -> None:
         self.waiting.extendleft(receipt for receipt in reversed(self.in_flight) if receipt.error is None)
         self.in_flight = []
@@ -218,20 +225,15 @@ class Sender:
 
     def _take_oldest(self, account: Account) -> Receipt | None:
         """Removes and returns the account's oldest record, one not in flight if there is any."""
-        found: tuple[int, Line, int] | None = None
-        for line in self._lines.values():
-            for at, receipt in enumerate(line.waiting):
-                if receipt._account is account:
-                    if found is None or receipt._number < found[0]:
-                        found = (receipt._number, line, at)
-                    break
-        if found is not None:
-            _, line, at = found
-            receipt = line.waiting[at]
-            del line.waiting[at]
-            return receipt
+        heads = [head for line in self._lines.values() if (head := line.oldest_of(account)) is not None]
         # What is in flight may arrive all the same; but newer records must not wait for a hanging collector.
-        return min(self._of(account), key=lambda receipt: receipt._number, default=None)
+        oldest = min(heads or self._of(account), key=lambda receipt: receipt._number, default=None)
+        if heads and oldest is not None:
+            try:
+                self._lines[oldest._path].waiting.remove(oldest)
+            except ValueError:  # a signal handler came in between and discarded it
+                return self._take_oldest(account)
+        return oldest
 
     def wait_until(self, condition: Callable[[], bool], timeout: float) -> bool:
         """Waits until `condition`, looked at under the lock after every answer, holds."""
@@ -259,13 +261,13 @@ class Sender:
     def give_up(self, account: Account, message: str) -> None:
         """Fails what the account still has waiting; whether what is in flight arrives is not known."""
         with self.lock:
-            abandoned = self._of(account)
-            for line in self._lines.values():
-                line.waiting = deque(receipt for receipt in line.waiting if receipt._account is not account)
-            listeners = [listener for receipt in abandoned for listener in receipt._listeners or ()]
-            for receipt in abandoned:
+            listeners: list[Listener] = []
+            for receipt in self._of(account):
+                with suppress(ValueError):  # in flight
+                    self._lines[receipt._path].waiting.remove(receipt)
                 _release(receipt)
                 account.fail(receipt, "closed", message, dropped=True)
+                listeners += receipt._listeners or ()
             self._settled.notify_all()
             self._work.notify_all()
         _call(listeners)
@@ -303,27 +305,36 @@ class Sender:
     # The thread's side
 
     def _start(self) -> None:
-        thread = threading.Thread(target=self._run, name="tillpost-tracker", daemon=True)
-        try:
-            thread.start()
+        self._thread = threading.Thread(target=self._run, name="tillpost-tracker", daemon=True)
+        try:  # assigned before it starts: a signal handler that tracks meanwhile must not start another
+            self._thread.start()
         except RuntimeError as error:  # out of threads, or the interpreter is ending: the next record tries again
+            self._thread = None
             self._say_once("thread", f"no thread to send from: {error}")
             return
-        self._thread = thread
         process.exit_last()
 
     def _run(self) -> None:
-        while (line := self._next()) is not None:
-            try:
-                answer = self._send(line)
-            except TransportError as error:
-                listeners = self._failed(line, error)
-            except Exception as error:  # a mistake of ours: keep the records, keep the thread, say so
-                listeners = self._failed(line, TransportError(f"unexpected {type(error).__name__}"))
-            else:
-                listeners = self._judge(line, answer)
-            _call(listeners)
-        self._transport.close()
+        try:
+            while (line := self._next()) is not None:
+                try:
+                    answer = self._send(line)
+                except TransportError as error:
+                    listeners = self._failed(line, error)
+                except Exception as error:  # a mistake of ours: the records stay, and go on being tried
+                    listeners = self._failed(line, TransportError(f"unexpected {type(error).__name__}"))
+                else:
+                    listeners = self._judge(line, answer)
+                _call(listeners)
+        except BaseException:  # a mistake of ours: the next record starts another thread
+            with self.lock:
+                for line in self._lines.values():
+                    line.put_back()
+                if self._thread is threading.current_thread():
+                    self._thread = None
+            raise
+        finally:
+            self._transport.close()
 
     def _next(self) -> Line | None:
         """The next line with something to send, its records taken; None when the thread is to end."""

@@ -34,7 +34,7 @@ class TransportError(Exception):
     """No answer: the request may or may not have arrived."""
 
 
-class CannotStart(TransportError):  # noqa: N818
+class CannotStart(TransportError):
     """The embedded collector refused to start; the message is its own."""
 
 
