@@ -93,14 +93,13 @@ class Parts:
         )
         self.upstream = HttpUpstream(self.http, self.credentials)
         self.lanes = Lanes(
-            self.buffer, self.upstream, self.keeper, config, clock=self.clock, timer=self.timer, chance=random.random,
-        )  # fmt: skip
-        operations = Operations(self)
+            self.buffer, self.upstream, self.keeper, config, clock=self.clock, timer=self.timer, tally=self.counters
+        )
         self.server = Server(
             config,
             Ingest(config, self.clock, self.keeper.upstream.known_ms),
             self,
-            operations,
+            Operations(self),
             tokens=Tokens(self.settings.secrets.ingest_token),
             admin_token=AdminToken(self.settings.secrets.admin_token),
         )
@@ -113,7 +112,7 @@ class Parts:
             await self.http.close()
             raise
         self._begin(self.keeper.run(self._stop), "clock")
-        self._begin(self.lanes.run(), "lanes")
+        await self.lanes.start()
         self._begin(self._watch(), "watch")
         self.state = "running"
         ledger = self.buffer.ledger()
@@ -182,7 +181,7 @@ class Parts:
                 failed_since = failed_since or now
                 if await self.buffer.revive():
                     failed_since = None
-                    self.lanes.wake()
+                    self.lanes.resume()
                 elif now - failed_since > FAILED_FOR_S:
                     self.failure = BufferUnusable(self.buffer.path, f"it failed for ten minutes: {self.buffer.failed}")
                     self.state = "failed"
@@ -217,7 +216,7 @@ class Parts:
         return await status_of(
             self.buffer,
             state="failed" if self.buffer.failed else self.state,
-            activity=self.lanes.status(),
+            activity=self.lanes.activity(),
             clock=self.keeper.status() | {"estimated": self.keeper.estimated},
             upstream={"url": upstream.url, "auth": upstream.auth},
             listening=self.server.addresses,
@@ -233,7 +232,7 @@ class Parts:
         if self.state == "running":
             self.state = "draining"
         try:
-            return await self.lanes.drain(timeout)
+            return not await self.lanes.drain(timeout)
         finally:
             if self.state == "draining":
                 self.state = "running"
@@ -409,7 +408,7 @@ class Collector:
 
         async def again(parts: Parts) -> None:
             parts.credentials.reload()
-            parts.lanes.wake()
+            parts.lanes.resume()
 
         self._on_loop(again)
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import aiosqlite
-import structlog
 
 from collector.admission import EVERYTHING, Admission, Full, Policy, Sizes
 from collector.batcher import Aside, Fate, Gate, Limits, Wait
@@ -33,6 +32,7 @@ from collector.chunks import Batch, salts_in
 from collector.database import Synchronous, connect, hop, prepare
 from collector.files import BufferInUse, BufferUnusable, FileLock, create_private
 from collector.kinds import Lane, Parcel
+from collector.logs import logger
 from collector.reserve import Reserve
 from collector.taking import take
 from collector.work import DeadLettersFull, LaneState, Work
@@ -40,7 +40,7 @@ from tracker.time import Clock, SystemClock
 
 __all__ = ["Buffer", "BufferInUse", "BufferUnusable", "DeadLettersFull", "Full", "LaneState", "Unknown"]
 
-log = structlog.get_logger()
+log = logger("buffer")
 T = TypeVar("T")
 
 FAILURES_MAX: Final = 3

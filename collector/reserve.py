@@ -10,11 +10,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import structlog
-
 from collector.files import beside
+from collector.logs import logger
 
-log = structlog.get_logger()
+log = logger("buffer")
 
 
 class Reserve:

@@ -5,14 +5,13 @@ from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import Any, Final
 
-import structlog
-
 from collector.batcher import Dead, Gate, Limits, Wait, assemble
 from collector.chunks import Batch, Chunk, Span
 from collector.kinds import Lane, Run
+from collector.logs import logger
 from collector.work import SEQ_BITS, LaneState, Work
 
-log = structlog.get_logger()
+log = logger("buffer")
 
 Row = tuple[Any, ...]
 DAMAGED: Final = Dead("its stored bytes fail their checksum")

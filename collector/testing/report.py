@@ -10,7 +10,7 @@ from collector.testing.call import Request
 from collector.testing.faults import Fault
 
 
-def report(api: Api, requests: Sequence[Request], faults: list[Fault], url: str) -> dict[str, Any]:
+def report(api: Api, requests: Sequence[Request], faults: list[Fault], url: str, in_progress: int) -> dict[str, Any]:
     """Counts, violations and batches.
 
     ``batches`` holds every request with records in the order they ended; its ``fill`` is
@@ -33,6 +33,7 @@ def report(api: Api, requests: Sequence[Request], faults: list[Fault], url: str)
         "altered": api.store.altered,
         "dropped": api.dropped,
         "requests": len(requests),
+        "in_progress": in_progress,
         "by_path": {path: dict(statuses) for path, statuses in by_path.items()},
         "lanes": _lanes(batches),
         "batches": batches,

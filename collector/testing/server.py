@@ -136,7 +136,7 @@ class FakeUpstream:
     def report(self) -> dict[str, Any]:
         """Counts, violations and batches as plain data; the same as ``GET /fake/report``."""
         with self._handler.lock:
-            return report(self._api, self._handler.requests, self._script.active, self.url)
+            return report(self._api, self._handler.requests, self._script.active, self.url, self._handler.in_progress)
 
     # Scripted faults
 
