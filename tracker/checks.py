@@ -179,6 +179,8 @@ def exact(value: Any, field: str) -> Decimal | int:
 
 
 def quantity(value: Any, field: str) -> Decimal | int:
+    if type(value) is int and 0 <= value < 1 << 63:  # most are: spare them two calls
+        return value
     found = exact(value, field)
     if found < 0:
         raise InvalidRecord(field, "must be 0 or more: a return is a cancelled transaction, not a sale below 0", value)

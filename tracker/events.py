@@ -45,9 +45,10 @@ class Event(Record, frozen=True, kw_only=True):
         Record.__post_init__(self)
         if self.params is not None:
             no_known_keys(self.params, "params", plans[type(self)].arguments)
-            email = self.params.get("email", self.client.email)
-            if self.client.email is not None and email != self.client.email:
-                raise InvalidRecord("params.email", "must equal the client's email, or be left out", email)
+            if "email" in self.params and self.client.email not in (None, self.params["email"]):
+                raise InvalidRecord(
+                    "params.email", "must equal the client's email, or be left out", self.params["email"]
+                )
 
     def known(self) -> dict[str, object]:
         """The known params that are set, in the API's words."""

@@ -34,14 +34,24 @@ class Money(msgspec.Struct, frozen=True, gc=False):
         def __init__(self, amount: Decimal | int | str, currency: str) -> None: ...
 
     def __post_init__(self) -> None:
-        amount, currency = checks.exact(self.amount, "amount"), self.currency
+        amount = checks.exact(self.amount, "amount")
         if amount < 0:
             raise InvalidRecord(
                 "amount", "must be 0 or more: a return is a cancelled transaction, not an amount below 0", amount
             )
-        if not (isinstance(currency, str) and _CURRENCY.fullmatch(currency)):
-            raise InvalidRecord("currency", "must be a three-letter ISO 4217 code in capitals, such as PLN", currency)
+        if self.currency not in _seen:
+            _seen.add(currency(self.currency, "currency"))
         force_setattr(self, "amount", amount if type(amount) is Decimal else Decimal(amount))
+
+
+_seen: Final[set[str]] = set()
+"""Currencies found good: at most a few, and each checked once."""
+
+
+def currency(value: Any, field: str) -> str:
+    if not isinstance(value, str) or not _CURRENCY.fullmatch(value):
+        raise InvalidRecord(field, "must be a three-letter ISO 4217 code in capitals, such as PLN", value)
+    return value
 
 
 @passes(Money)

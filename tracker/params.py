@@ -22,8 +22,8 @@ _MAX_DEPTH: Final = 32  # far beyond any event, and far below what a recursive d
 
 
 def json_object(value: Any, field: str) -> dict[str, object]:
-    """Free-form keys, as a copy that holds nothing but what JSON can say."""
-    if not isinstance(value, Mapping):
+    """A copy that holds nothing but what JSON can say."""
+    if type(value) is not dict and not isinstance(value, Mapping):
         raise InvalidRecord(field, f"must be a mapping, not {checks.kind_of(value)}", value)
     return _object(value, field, _MAX_DEPTH)
 

@@ -17,8 +17,8 @@ from tracker.errors import InvalidRecord
 Salts = Callable[[int], str]
 """Makes the salt of a record stamped at so many milliseconds since 1970."""
 
-_RANDOM_DIGITS: Final = 15  # 60 bits beside the millisecond and the counter
-_POOL_BYTES: Final = 3000  # one system call for 400 salts
+_POOL: Final = 256  # salts per system call
+_DIGITS: Final = 15  # 60 random bits beside the millisecond and the counter
 
 
 class TimeOrdered:
@@ -32,25 +32,33 @@ class TimeOrdered:
 
     def reseed(self) -> None:
         self._lock = threading.RLock()  # a signal handler may track while we are in here
-        self._pool, self._next = "", 0
+        self._tails: list[str] = []
         self._ms, self._head, self._count = -1, "", 0
 
     def __call__(self, ms: int) -> str:
         with self._lock:
-            if self._next == len(self._pool):
-                self._pool, self._next = os.urandom(_POOL_BYTES).hex(), 0
-            at = self._next
-            self._next = at + _RANDOM_DIGITS
             if ms > self._ms:
                 self._begin(ms)
             elif self._count == 0xFFF:  # the same millisecond, or a clock set back: count on
                 self._begin(self._ms + 1)
             self._count += 1
-            return f"{self._head}{self._count:03x}-8{self._pool[at : at + 3]}-{self._pool[at + 3 : at + 15]}"
+            try:
+                tail = self._tails.pop()
+            except IndexError:
+                self._tails = _tails()
+                tail = self._tails.pop()
+            return f"{self._head}{self._count:03x}{tail}"
 
     def _begin(self, ms: int) -> None:
         digits = f"{ms:012x}"
         self._ms, self._head, self._count = ms, f"{digits[:8]}-{digits[8:12]}-7", 0
+
+
+def _tails() -> list[str]:
+    """The random ends of the next salts, with version 7's variant in front."""
+    digits = os.urandom(_POOL * _DIGITS // 2).hex()
+    drawn = (digits[at : at + _DIGITS] for at in range(0, len(digits), _DIGITS))
+    return [f"-8{random[:3]}-{random[3:]}" for random in drawn]
 
 
 fresh: Final = TimeOrdered()
