@@ -184,7 +184,7 @@ def reach(settings: Settings) -> Running | Stopped:
     def offline() -> AbstractAsyncContextManager[Operations]:
         from collector.app import offline as open_offline
 
-        return open_offline(settings.config)
+        return open_offline(settings)
 
     return Stopped(offline)
 

@@ -12,6 +12,8 @@ from collector.admin import AdminError, Running
 from collector.cli.common import age, buffer_options, echo_json, json_option, reached, settings_for, size, table
 from tracker.wire import CLIENT_KEYS
 
+_LEDGER: Final = ("delivered", "pending", "dead", "discarded", "superseded", "lost")
+"""What every accepted record is, one of."""
 _STUCK_S: Final = 3.0
 """A drain without time limit gives up when nothing has moved for so long and nothing can move by itself."""
 
@@ -48,7 +50,7 @@ def _show_status(body: bytes, as_json: bool) -> None:
 def render(facts: dict[str, Any]) -> str:
     """``status.json`` for people."""
     ledger, upstream, clock, held = (facts.get(name) or {} for name in ("ledger", "upstream", "clock", "buffer"))
-    parts = [f"{name} {ledger[name]}" for name in ledger if name not in ("accepted", "lost_at_most")]
+    parts = [f"{name} {ledger[name]}" for name in _LEDGER if name in ledger]
     offset = clock.get("offset_ms")
     head = [
         ("tillpost", "  ".join([facts.get("version", ""), facts.get("state", ""), *(facts.get("listening") or ())])),

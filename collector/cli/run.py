@@ -4,7 +4,6 @@ import contextlib
 import os
 import queue
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -13,6 +12,7 @@ import click
 
 from collector import logs
 from collector.config import ConfigError
+from collector.files import BufferUnusable
 from collector.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -97,26 +97,25 @@ def started(settings: Settings) -> Iterator["Collector"]:
 
 
 def _serve(collector: "Collector", signals: "queue.SimpleQueue[int]", log: Any) -> int:
+    """Returns when it is time to stop. Raises what the collector failed of."""
     while True:
         try:
             number = signals.get(timeout=_CHECK_S)
         except queue.Empty:
-            if collector.failure is not None:
-                raise collector.failure from None
+            failure = collector.failure
+            if isinstance(failure, BufferUnusable):
+                raise failure from None
+            if failure is not None:
+                raise click.ClickException(str(failure)) from None
             continue
         if number == getattr(signal, "SIGHUP", None):
             collector.reload()
             log.info("credentials read again")
             continue
         log.info("stopping", signal=signal.Signals(number).name)
-        closing = threading.Thread(target=collector.close, name="tillpost-close")
-        closing.start()
-        while closing.is_alive():
-            with contextlib.suppress(queue.Empty):
-                if signals.get(timeout=0.05) != getattr(signal, "SIGHUP", None):
-                    log.warning("stopped at once", consequence="the next start goes on from the disk")
-                    os._exit(0)  # what was acknowledged is on the disk, so this is as good as a power cut
-        log.info("stopped")
+        for again in (signal.SIGTERM, signal.SIGINT):
+            # What was acknowledged is on the disk, so an end without goodbye is as good as a power cut.
+            signal.signal(again, lambda *_: os._exit(0))
         return 0
 
 
