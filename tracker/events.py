@@ -50,12 +50,6 @@ class Event(Record, frozen=True, kw_only=True):
                     "params.email", "must equal the client's email, or be left out", self.params["email"]
                 )
 
-    def known(self) -> dict[str, object]:
-        """The known params that are set, in the API's words."""
-        plan = plans[type(self)]
-        pairs = zip(plan.keys[plan.own :], plan.values(self)[plan.own :], strict=True)
-        return {key: value for key, value in pairs if value is not None}
-
     def wire(self, time: str, salt: str) -> dict[str, object]:
         """This event in the API's words, an element of a batch."""
         params = self.known()
@@ -86,9 +80,6 @@ class Custom(Event, frozen=True, kw_only=True):
     type: ClassVar[str] = "custom"
 
     action: Action
-
-    def known(self) -> dict[str, object]:
-        return {}
 
     def wire(self, time: str, salt: str) -> dict[str, object]:
         body = Event.wire(self, time, salt)
@@ -125,7 +116,7 @@ class ApplicationStarted(Event, frozen=True, kw_only=True):
             no_known_keys(self.params, "params", {"appVersion": "version"})
 
     def known(self) -> dict[str, object]:
-        return Event.known(self) | {"appVersion": self.version}
+        return Record.known(self) | {"appVersion": self.version}
 
 
 class Registered(Event, frozen=True, kw_only=True):
@@ -297,7 +288,7 @@ class CancelledTransaction(Event, frozen=True, kw_only=True):
             one_currency(first.currency, revenue=self.revenue, value=self.value, discount_amount=self.discount_amount)
 
     def known(self) -> dict[str, object]:
-        known = Event.known(self)
+        known = Record.known(self)
         if self.products is not None:
             known["products"] = [line.wire() for line in self.products]
         if self.payment_method is not None:

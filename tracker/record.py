@@ -25,10 +25,8 @@ class _Plan(NamedTuple):
     values: Callable[[Any], tuple[Any, ...]]
     checks: tuple[tuple[str, type | None, Check, bool], ...]
     """Name, the type that needs no check, the check, and whether the field must be there."""
-    keys: tuple[str, ...]
-    """The API's name of each field."""
-    own: int
-    """Where the class's own fields begin, after those of the envelope."""
+    own_values: Callable[[Any], tuple[Any, ...]]
+    """Of the class's own fields: all but the envelope's."""
     arguments: dict[str, str]
     """The API's names of the own fields, and ours."""
 
@@ -38,13 +36,19 @@ class _Plans(dict[type, _Plan]):
         fields = msgspec.structs.fields(cls)
         own = [field for field in fields if field.name not in _ENVELOPE]
         self[cls] = plan = _Plan(
-            values=attrgetter(*(field.name for field in fields)),
+            values=_getter([field.name for field in fields]),
             checks=tuple((field.name, *_check_of(field.type), field.required) for field in fields),
-            keys=tuple(field.encode_name for field in fields),
-            own=next((at for at, field in enumerate(fields) if field.name not in _ENVELOPE), len(fields)),
+            own_values=_getter([field.name for field in own]),
             arguments={field.encode_name: field.name for field in own},
         )
         return plan
+
+
+def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """`attrgetter` that returns a tuple also for one name or none."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda record: tuple(getattr(record, name) for name in names)
 
 
 def _check_of(annotation: Any) -> tuple[type | None, Check]:
@@ -79,6 +83,12 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_de
                 kept = check(value, name)
                 if kept is not value:
                     force_setattr(self, name, kept)
+
+    def known(self) -> dict[str, object]:
+        """The own fields that are set, in the API's words."""
+        plan = plans[type(self)]
+        pairs = zip(plan.arguments, plan.own_values(self))  # noqa: B905  equal by construction
+        return {key: value for key, value in pairs if value is not None}
 
     def __repr__(self) -> str:
         return masked(self)

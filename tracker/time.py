@@ -59,17 +59,23 @@ class SystemClock:
 
 
 _cached_second: tuple[int, str] = (-1, "")
+_cached_ms: tuple[int, str] = (-1, "")
 
 
 def format_ms(ms: int) -> str:
     """Milliseconds since 1970 as ``2026-05-04T09:53:56.999Z``."""
-    global _cached_second
+    global _cached_second, _cached_ms
+    known, text = _cached_ms
+    if ms == known:
+        return text
     second, milli = divmod(ms, 1000)
     known, text = _cached_second
     if second != known:
         text = (_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
         _cached_second = (second, text)  # one tuple, so that threads see both halves or neither
-    return f"{text}.{milli:03d}Z"
+    text = f"{text}.{milli:03d}Z"
+    _cached_ms = (ms, text)
+    return text
 
 
 def parse_ms(text: str) -> int:

@@ -48,9 +48,7 @@ class Product(Checked, frozen=True, kw_only=True):
         """This product in the API's words."""
         if self.extra is None:
             return self  # encodes as it stands
-        plan = plans[Product]
-        known = zip(plan.keys, plan.values(self), strict=True)
-        return {key: value for key, value in known if value is not None and key != "extra"} | dict(self.extra)
+        return self.known() | dict(self.extra)
 
 
 def products(value: Any, field: str) -> tuple[Product, ...]:
