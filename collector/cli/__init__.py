@@ -7,12 +7,12 @@ unusable. A mistake is answered by one line on standard error that says what to 
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Final
 
 import click
 
 from collector.admin import AdminError
-from collector.cli import dead, develop, operate, run, send, show
 from collector.config import ConfigError
 from collector.files import BufferInUse, BufferUnusable
 from collector.listeners import ListenError
@@ -32,8 +32,33 @@ _EXIT: Final[dict[type[Exception], int]] = {
 }
 
 
+_COMMANDS: Final = {
+    "run": "run:run",
+    "demo": "develop:demo",
+    "send": "send:send",
+    "status": "operate:status",
+    "find": "operate:find",
+    "drain": "operate:drain",
+    "resume": "operate:resume",
+    "dead": "dead:dead",
+    "forget": "operate:forget",
+    "config": "show:config",
+    "fake-upstream": "develop:fake_upstream",
+}
+
+
 class _Tillpost(click.Group):
-    """Turns what users can cause into one line and an exit code."""
+    """Loads a command when it is asked for; turns what users can cause into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(f"collector.cli.{module}"), name)
+        return command
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         def call() -> Any:
@@ -78,10 +103,3 @@ def _say(message: str, code: int) -> int:
 @click.version_option(package_name="tillpost", prog_name="tillpost")
 def main() -> None:
     """Event tracking that loses nothing: a durable, batching collector beside your application."""
-
-
-for _command in (
-    run.run, develop.demo, send.send, operate.status, operate.find, operate.drain, operate.resume,
-    dead.dead, operate.forget, show.config, develop.fake_upstream,
-):  # fmt: skip
-    main.add_command(_command)

@@ -20,7 +20,7 @@ def _ids_or_all(command: F) -> F:
 
 @click.group()
 def dead() -> None:
-    """Dead letters: what the upstream refused for what it is."""
+    """Look after what the upstream refused."""
 
 
 @dead.command("list")

@@ -10,7 +10,10 @@ from collector.cli.common import json_option
               help="Break the promise on purpose; the account must notice and end with 1.")  # fmt: skip
 @json_option
 def demo(sabotage: str | None, as_json: bool) -> int:
-    """A shop's day on this machine, with faults: no account and no network needed."""
+    """Show the whole promise on this machine.
+
+    A shop's day with faults; needs no account and no network.
+    """
     from collector.demo import main
 
     return main(sabotage=sabotage, as_json=as_json)
@@ -22,7 +25,7 @@ def demo(sabotage: str | None, as_json: bool) -> int:
 @click.option("--set", "assigned", multiple=True, metavar="SWITCH=VALUE", help="Set an open point of the API.")
 @click.option("--switches", is_flag=True, help="List the switches and leave.")
 def fake_upstream(listen: str, api_key: str | None, assigned: tuple[str, ...], switches: bool) -> int:
-    """The strict stand-in for the API, for development. Prints its URL first."""
+    """Stand in for the API, strictly. Prints its URL first."""
     from collector.cli.common import table
     from collector.testing import Switches, run_fake_upstream
 

@@ -23,7 +23,7 @@ _STUCK_S: Final = 3.0
 @json_option
 @buffer_options
 def status(watch: bool, as_json: bool, config_file: str | None, buffer: str | None) -> int:
-    """What a collector holds, and how its lanes are."""
+    """Show what a collector holds and does."""
     admin = reached(config_file, buffer)
     if not watch:
         _show_status(admin.status(), as_json)
@@ -86,7 +86,10 @@ def find(
     order_id: str | None, salt: str | None, client: str | None, as_json: bool, config_file: str | None,
     buffer: str | None,
 ) -> int:  # fmt: skip
-    """Is a record here? Pending, aside or dead; exit 1: not here (delivered, or never accepted)."""
+    """Find a record: pending, aside, dead.
+
+    Exit 1: not here (delivered, or never accepted).
+    """
     given = {"order_id": order_id, "salt": salt, "client": client}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if len(chosen) != 1:
@@ -118,9 +121,9 @@ def find(
 @json_option
 @buffer_options
 def forget(client: str, as_json: bool, config_file: str | None, buffer: str | None) -> int:
-    """Erase a person's pending and dead records from the buffer; they count as discarded.
+    """Erase a person from the buffer.
 
-    What was delivered is the upstream's to erase.
+    Removes pending and dead records; they count as discarded. What was delivered is the upstream's to erase.
     """
     clients = _clients(client)
     admin = reached(config_file, buffer)
@@ -146,7 +149,10 @@ def forget(client: str, as_json: bool, config_file: str | None, buffer: str | No
 @click.argument("lane", required=False)
 @buffer_options
 def resume(lane: str | None, config_file: str | None, buffer: str | None) -> int:
-    """Let a paused LANE go on now (events/email/live), or all of them."""
+    """Let a paused LANE go on, or all.
+
+    A lane is written as `tillpost status` shows it: events/email/live.
+    """
     admin = reached(config_file, buffer)
     if not isinstance(admin, Running):
         raise AdminError("no collector runs on this buffer; its lanes start anew when one does")
@@ -165,7 +171,10 @@ def resume(lane: str | None, config_file: str | None, buffer: str | None) -> int
 )
 @buffer_options
 def drain(timeout_s: float | None, config_file: str | None, buffer: str | None) -> int:
-    """Send what waits now; 0 when all is settled, 1 when something stays, which is then named."""
+    """Send what waits, now.
+
+    Exit 0: all is settled; 1: something stays, which is then named.
+    """
     admin = reached(config_file, buffer)
     if isinstance(admin, Running):
         return _drained(admin, timeout_s)

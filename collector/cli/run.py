@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from collector import logs
 from collector.config import ConfigError
 from collector.files import BufferUnusable
 from collector.settings import Settings, load
@@ -65,12 +64,14 @@ def run(
     config_file: str | None, buffer: str | None, listen: tuple[str, ...], upstream: str | None,
     assigned: tuple[str, ...],
 ) -> int:  # fmt: skip
-    """Run the collector until SIGTERM or SIGINT; a second signal stops it at once.
+    """Run the collector until SIGTERM or SIGINT.
 
-    SIGHUP reads credential files again. Secrets come from files or the environment
+    A second signal stops it at once. SIGHUP reads credential files again. Secrets come from files or the environment
     (TILLPOST_API_KEY, TILLPOST_API_KEY_FILE), never from flags.
     """
     settings = load_settings(config_file, buffer, listen, upstream, assigned).check()
+    from collector import logs  # structlog's import costs more than all the rest of a command
+
     logs.configure(settings.config.log.level, settings.config.log.format)
     log = logs.logger("run")
     path = Path(settings.config.buffer.path).absolute()

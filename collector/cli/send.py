@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from collector.cli.common import size
 from collector.post import Post
@@ -30,7 +28,9 @@ def send(
     files: tuple[str, ...], to: str | None, rate: float | None, default_time: str | None, buffer: str | None,
     config_file: str | None,
 ) -> int:  # fmt: skip
-    """Send JSON Lines: a line with `type` is an event, one with `orderId` a transaction; - is standard input.
+    """Send JSON Lines, once, resumable.
+
+    A line with `type` is an event, one with `orderId` a transaction; - is standard input.
 
     Progress is kept in FILE.tillpost, so that it can be interrupted and started again; lines that are
     refused go to FILE.rejects.jsonl, their reasons to FILE.rejects.txt. With an ingest token, set
@@ -94,6 +94,9 @@ class Bar:
     """A bar on a terminal, with rate and remaining time; colours unless NO_COLOR is set."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
         console = Console(stderr=True)
         self._rich = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),

@@ -18,9 +18,9 @@ def config(
     config_file: str | None, buffer: str | None, listen: tuple[str, ...], upstream: str | None,
     assigned: tuple[str, ...], as_json: bool,
 ) -> int:  # fmt: skip
-    """The effective configuration, and where each value came from; secrets are masked.
+    """Show the configuration and its sources.
 
-    Exit 2 when a collector would not start with it.
+    Secrets are masked. Exit 2 when a collector would not start with it.
     """
     settings = load_settings(config_file, buffer, listen, upstream, assigned)
     problem = _problem(settings)
