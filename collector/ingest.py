@@ -149,7 +149,7 @@ class Ingest:
         """The records of one request, complete and sorted into parcels. Raises Refused; then nothing counts."""
         route = ROUTES.get(path)
         if route is None:
-            raise Refused(501, f"this collector takes events and transactions, not {path}: send it to the API itself")
+            raise Refused(501, "this collector takes events and transactions: send other requests to the API")
         priority, header = _priority(headers), _clock_header(headers)
         kind = route.kind
         found = None if route.single else self._all_at_once(kind, body)
@@ -213,7 +213,7 @@ class Ingest:
             return repeated
         if route.event_type is not None:
             record = with_type(record, route.event_type)
-        if b"null" in record:
+        if b"null" in record and null_in(value) is not None:
             record = without_nulls(without_unset(record)) if self._drop_nulls else without_unset(record)
             value = _decode_any(record)
             null = null_in(value)

@@ -1,9 +1,10 @@
 """Refusals: how an answer says what was wrong, in the API's own error shape."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
+from math import ceil
 from typing import Any, Final
 
 import msgspec
@@ -22,13 +23,20 @@ class Refused(Exception):  # noqa: N818
     """Nothing of the request was stored; the fields are the answer."""
 
     def __init__(
-        self, status: int, message: str, errors: Sequence[dict[str, Any]] = (), retry_after_s: float | None = None
+        self,
+        status: int,
+        message: str,
+        errors: Sequence[dict[str, Any]] = (),
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.errors = list(errors)
-        self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["Retry-After"] = str(max(1, ceil(retry_after_s)))
 
 
 def answer(refused: Refused, path: str, now: datetime | None = None) -> bytes:
