@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -20,6 +20,8 @@ from collector.settings import load
 T = TypeVar("T")
 
 API_KEY: Final = "demo-0000-key"
+SETTINGS: Final = {"delivery.backoff_base": "200ms", "delivery.backoff_max": "1s", "delivery.pause_probe": "1s"}
+"""Less patient than the defaults: a demonstration is short."""
 _PATIENCE_S: Final = 60.0
 
 
@@ -71,26 +73,26 @@ class Upstream:
 class Sidecar:
     """The collector, in a process of its own, that can be killed and started again."""
 
-    def __init__(self, folder: Path, upstream: str) -> None:
+    def __init__(self, folder: Path, upstream: str, settings: Mapping[str, str] = SETTINGS, key: str = API_KEY) -> None:
         self.folder = folder
         self.buffer = folder / "tillpost.db"
+        self.key = key
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.arguments = [
-            "--buffer", str(self.buffer), "--listen", self.address, "--upstream", upstream,
-            "--set", "delivery.backoff_base=200ms", "--set", "delivery.backoff_max=1s",
-            "--set", "delivery.pause_probe=1s",
-        ]  # fmt: skip
+        self.arguments = ["--buffer", str(self.buffer), "--listen", self.address, "--upstream", upstream]
+        for name, value in settings.items():
+            self.arguments += ["--set", f"{name}={value}"]
         self.starts = 0
         self.start()
 
     def start(self) -> None:
+        """Start it, again after a kill; returns when it takes records."""
         self.starts += 1
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TILLPOST_")}
         with (self.folder / f"collector-{self.starts}.log").open("w") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "collector", "run", *self.arguments],
-                env={**environment, "TILLPOST_API_KEY": API_KEY}, stderr=errors,
+                env={**environment, "TILLPOST_API_KEY": self.key}, stderr=errors,
             )  # fmt: skip
         wait_for("the collector to start", self._ready)
 
