@@ -6,7 +6,7 @@ How it is laid out, in the order a record travels:
 * record, events, transactions: what is tracked, checked where it is made
 * salt, time, stamp: a record gets its salt and time and is encoded, once
 * tracker: the facade; receipt: what it gives back
-* sender: one background thread per target; transport: how it reaches the collector
+* outbox: what waits in memory; sender: one background thread per target; transport: how it reaches the collector
 * process: forks and the end of the process
 * wire: what tracker and collector must agree on
 * testing: what your tests need

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 if TYPE_CHECKING:
-    from tracker.sender import Account
+    from tracker.outbox import Account
 
 log = logging.getLogger(__name__)
 

@@ -9,148 +9,39 @@ signal handler or a finaliser may come in at any point of the very thread that h
 """
 
 import logging
-import random
 import re
 import threading
 import time as _time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from itertools import islice
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
 from tracker import process, wire
-from tracker.receipt import Counters, Failure, OnError, Reason, Receipt, callbacks
-from tracker.stamp import MAX_BODY, Stamper, clock_header
+from tracker.outbox import MAX_RECORDS, Account, Line, release
+from tracker.receipt import Failure, Receipt, callbacks
+from tracker.stamp import Stamper, clock_header
 from tracker.transport import Answer, CannotStart, Transport, TransportError
 
 Listener = Callable[[], object]
 
 log = logging.getLogger(__name__)
 
-WhenFull = Literal["refuse", "discard-oldest", "block"]
-
-_MAX_RECORDS: Final = 1000
 _TIMEOUT_S: Final = 10.0
-_BACKOFF_BASE_S: Final = 0.1
-_BACKOFF_MAX_S: Final = 5.0  # the collector is close by, and memory is small
-_RETRY_AFTER_MAX_S: Final = 60.0
 _LATER: Final = frozenset({408, 425, 429})
 _INDEX: Final = re.compile(r"\[(\d{1,9})\]\.?(.*)", re.DOTALL)
-
-
-class Account:
-    """What one tracker may keep in memory, and what became of its records."""
-
-    def __init__(
-        self,
-        sender: "Sender",
-        on_error: OnError | None,
-        max_records: int,
-        max_bytes: int,
-        when_full: WhenFull,
-        block_for: float,
-        close_timeout: float,
-    ) -> None:
-        self.sender, self.on_error = sender, on_error
-        self.max_records, self.max_bytes = max_records, max_bytes
-        self.when_full, self.block_for, self.close_timeout = when_full, block_for, close_timeout
-        self.reset()
-
-    def reset(self) -> None:
-        self.tracked = self.durable = self.refused = self.dropped = 0
-        self.waiting = self.waiting_bytes = 0
-
-    def has_room(self, size: int) -> bool:
-        return self.waiting < self.max_records and self.waiting_bytes + size <= self.max_bytes
-
-    def fail(self, receipt: Receipt, reason: Reason, message: str, *, dropped: bool = False) -> None:
-        """Ends a record that does not wait (any more): counted, and handed to `on_error`."""
-        if dropped:
-            self.dropped += 1
-        else:
-            self.refused += 1
-        receipt.error = failure = Failure(receipt._body, reason, message)
-        callbacks.call(self.on_error, failure)
-
-    def turn_away(self, receipt: Receipt, reason: Literal["closed", "disabled"]) -> None:
-        """Counts and fails a record that was never let in."""
-        with self.sender.lock:
-            self.tracked += 1
-            if reason == "closed":
-                self.fail(receipt, reason, "tracked after close")
-            else:
-                self.fail(receipt, reason, "TILLPOST_DISABLED is set", dropped=True)
-
-    def counters(self) -> Counters:
-        with self.sender.lock:
-            return Counters(self.tracked, self.durable, self.refused, self.dropped, self.waiting)
-
-
-class Line:
-    """The records of one kind, in the order tracked."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.waiting: deque[Receipt] = deque()
-        self.in_flight: list[Receipt] = []
-        self.limit = _MAX_RECORDS
-        """Records per request: halved by a 413, doubled again by every success."""
-        self.one_by_one = 0
-        """So many of the next records go alone: their batch was refused, and nobody said for which."""
-        self.failures = 0
-        self.not_before = 0.0
-        self.unreachable = False
-        """The last attempt got no answer at all."""
-        self.served = 0.0
-        self.parked = True
-        """The thread sleeps and does not expect anything here: wake it."""
-
-    def take(self) -> list[Receipt]:
-        """The head of the line as one request: within the limits, stamped under one offset of the clock."""
-        limit = 1 if self.one_by_one else self.limit
-        offset_ms = self.waiting[0]._offset_ms
-        size = 1
-        for receipt in islice(self.waiting, limit):
-            size += len(receipt._body) + 1
-            if size > MAX_BODY or receipt._offset_ms != offset_ms:
-                break
-            self.in_flight.append(receipt)
-        for _ in self.in_flight:
-            self.waiting.popleft()
-        self.one_by_one -= bool(self.one_by_one)
-        return self.in_flight
-
-    def oldest_of(self, account: Account) -> Receipt | None:
-        """The account's first record that is not in flight."""
-        if not self.waiting or self.waiting[0]._account is account:  # the usual case: one tracker per target
-            return self.waiting[0] if self.waiting else None
-        return next((receipt for receipt in tuple(self.waiting) if receipt._account is account), None)
-
-    def put_back(self) -> None:
-        self.waiting.extendleft(receipt for receipt in reversed(self.in_flight) if receipt.error is None)
-        self.in_flight = []
-
-    def later(self, retry_after: float | None) -> None:
-        self.put_back()
-        backoff = random.random() * min(_BACKOFF_MAX_S, _BACKOFF_BASE_S * 2 ** min(self.failures, 10))  # noqa: S311
-        if retry_after is not None:
-            backoff += min(retry_after, _RETRY_AFTER_MAX_S)
-        self.failures += 1
-        self.not_before = _time.monotonic() + backoff
 
 
 class Sender:
     """Everything that goes to one target from this process, whatever the number of trackers."""
 
     def __init__(self, transport: Transport, stamper: Stamper) -> None:
-        self.stamper = stamper
+        self.stamper: Stamper = stamper
         self._transport = transport
-        self.close_timeout = 0.0
+        self.close_timeout: float = 0.0
         self._accounts: weakref.WeakSet[Account] = weakref.WeakSet()
         self._users = 0
         self._begin()
@@ -197,7 +88,7 @@ class Sender:
                 account.fail(receipt, "closed", "tracked after the process had flushed what it tracked")
                 return
             if not account.has_room(size) and not self._make_room(account, size):
-                account.fail(receipt, "full", f"refused: {_full(account)}")
+                account.fail(receipt, "full", f"refused: {account.room()}")
                 return
             account.waiting += 1
             account.waiting_bytes += size
@@ -215,8 +106,8 @@ class Sender:
                 oldest = self._take_oldest(account)
                 if oldest is None:
                     return False
-                _release(oldest)
-                account.fail(oldest, "full", f"discarded for a newer record; {_full(account)}", dropped=True)
+                release(oldest)
+                account.fail(oldest, "full", f"discarded for a newer record; {account.room()}", dropped=True)
                 self._settled.notify_all()
             return True
         if account.when_full == "block" and threading.current_thread() is not self._thread:
@@ -265,7 +156,7 @@ class Sender:
             for receipt in self._of(account):
                 with suppress(ValueError):  # in flight
                     self._lines[receipt._path].waiting.remove(receipt)
-                _release(receipt)
+                release(receipt)
                 account.fail(receipt, "closed", message, dropped=True)
                 listeners += receipt._listeners or ()
             self._settled.notify_all()
@@ -388,14 +279,14 @@ class Sender:
         listeners: list[Listener] = []
         for receipt in line.in_flight:
             if receipt.error is None:
-                _release(receipt).durable += 1
+                release(receipt).durable += 1
                 receipt.durable = True
                 receipt._body = b""
                 if receipt._listeners:
                     listeners += receipt._listeners
         line.in_flight = []
         line.failures = 0
-        line.limit = min(line.limit * 2, _MAX_RECORDS)
+        line.limit = min(line.limit * 2, MAX_RECORDS)
         if self._troubles:
             self._troubles.clear()
             log.warning("records are getting through again")
@@ -412,7 +303,7 @@ class Sender:
         for at in culprits:
             receipt = batch[at]
             if receipt.error is None:
-                _release(receipt).fail(receipt, "refused", named[at])
+                release(receipt).fail(receipt, "refused", named[at])
                 listeners += receipt._listeners or ()
         if not culprits:
             line.one_by_one = len(batch)
@@ -444,25 +335,12 @@ class Sender:
             log.warning(message)
 
 
-def _release(receipt: Receipt) -> Account:
-    """Gives a record's place in memory back."""
-    account = receipt._account
-    assert account is not None  # it was put
-    account.waiting -= 1
-    account.waiting_bytes -= len(receipt._body)
-    return account
-
-
 def _call(listeners: list[Listener]) -> None:
     for listener in listeners:
         try:
             listener()
         except RuntimeError:
             log.debug("a receipt was awaited in an event loop that has ended")
-
-
-def _full(account: Account) -> str:
-    return f"{account.waiting} records of {account.waiting_bytes} bytes wait (see max_records, max_bytes)"
 
 
 def _hint(status: int) -> str:

@@ -18,9 +18,10 @@ import msgspec
 from tracker import events, process, salt
 from tracker.checks import kind_of
 from tracker.errors import InvalidRecord, MissingArgument
+from tracker.outbox import Account, WhenFull
 from tracker.receipt import Counters, OnError, Receipt, callbacks
 from tracker.record import Record
-from tracker.sender import Account, Sender, WhenFull
+from tracker.sender import Sender
 from tracker.stamp import Stamper
 from tracker.time import Clock, SystemClock
 from tracker.transactions import Transaction
