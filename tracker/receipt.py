@@ -11,7 +11,7 @@ import msgspec
 if TYPE_CHECKING:
     from tracker.outbox import Account
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 Reason = Literal["refused", "full", "disabled", "closed"]
 

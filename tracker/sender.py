@@ -28,7 +28,7 @@ from tracker.transport import Answer, CannotStart, Transport, TransportError
 
 Listener = Callable[[], object]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _TIMEOUT_S: Final = 10.0
 _LATER: Final = frozenset({408, 425, 429})
@@ -47,7 +47,7 @@ class Sender:
         self._begin()
 
     def _begin(self) -> None:
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         self._work = threading.Condition(self.lock)
         self._settled = threading.Condition(self.lock)
         self._lines = {path: Line(path) for path in (wire.EVENTS_BATCH, wire.TRANSACTIONS_BATCH)}
