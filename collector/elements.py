@@ -14,7 +14,8 @@ from collector.shapes import Fault
 split = msgspec.json.Decoder(list[Raw]).decode
 """The bytes of each element of a JSON array, as they came."""
 _lenient = json.JSONDecoder(strict=False, parse_int=str, parse_float=str).raw_decode
-LONE_SURROGATE: Final = re.compile(rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|[c-fC-F][0-9a-fA-F]{2})")
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+LONE_SURROGATE: Final = re.compile(rb"%s(?!%s)|(?<!%s)%s" % (_HIGH, _LOW, _HIGH, _LOW))
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 
 

@@ -490,6 +490,12 @@ def test_what_is_no_json_to_pass_on_is_refused_by_index(spoiled: bytes, layout: 
     assert fields(b"[" + start + b" , " + bad + b"]") == ["[1]"]
 
 
+def test_half_a_character_is_called_what_it_is() -> None:
+    pair, lone, nan = rb'{"a":"\ud83d\ude00"}', rb'{"a":"\ud83d"}', rb'{"a":"\ud83d\ude00","b":NaN}'
+    messages = [error["message"] for error in refused(b"[%s,%s,%s]" % (pair, lone, nan)).errors]
+    assert ["lone surrogate" in message for message in messages] == [False, True, False]
+
+
 def test_surrogate_pairs_and_large_numbers_are_fine() -> None:
     extra = rb'"a":"\ud83d\ude00","b":1e300,"c":-1E-999,"d":[1e5, 1e-7],"e":"x, e5 [e9 :e"'
     record = json.dumps(CUSTOM).encode()[:-1] + b"," + extra + b"}"
