@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import orjson
 
 from collector.buffer import Buffer
 from collector.chunks import crc_of
@@ -38,18 +37,21 @@ async def page(buffer: Buffer, limit: int = 100, after: int = 0) -> dict[str, An
             "answer": answer,
             "died_at": format_ms(died_ms),
             "superseded": bool(superseded),
-            "record": _decoded(body),
+            "record": _as_json(body),
         }
         for letter_id, kind, identifier, reason, status, answer, died_ms, superseded, body in rows[:limit]
     ]
     return {"dead_letters": letters, "next": rows[limit - 1][0] if len(rows) > limit else None}
 
 
-def _decoded(body: bytes) -> Any:
+def _as_json(body: bytes) -> msgspec.Raw:
+    """The record as it was accepted, number for number."""
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:  # stored bytes that failed their checksum: shown as far as they can be read
-        return body.decode("utf-8", "replace")
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # stored bytes that failed their checksum: shown as far as they can be read
+        return msgspec.Raw(msgspec.json.encode(body.decode("utf-8", "replace")))
+    return msgspec.Raw(body)
 
 
 async def retry(buffer: Buffer, ids: Sequence[int] | None, *, force: bool = False) -> int:
