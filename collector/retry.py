@@ -96,8 +96,10 @@ class Wave:
         for _ in range(min(count, self.window)):
             self._settle(False)
 
-    def refused(self) -> None:
+    def refused(self) -> bool:
+        """One more; True when the wave is full now."""
         self._settle(True)
+        return self.full
 
     def _settle(self, refused: bool) -> None:
         if len(self._last) == self.window:

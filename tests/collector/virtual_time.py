@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+from collections.abc import Callable
 from itertools import count
 
 T0 = 1_798_000_000_000  # late in 2026
@@ -10,10 +11,11 @@ T0 = 1_798_000_000_000  # late in 2026
 class VirtualTime:
     """A clock and a timer. When nothing else happens it jumps to the next moment somebody waits for.
 
-    Use as ``async with``. Only for tests without real input or output: those must not be jumped over.
+    Use as ``async with``. Real input and output would be jumped over: `busy` says when not to jump.
     """
 
-    def __init__(self, wall_ms: int = T0, boot: str = "boot-1") -> None:
+    def __init__(self, wall_ms: int = T0, boot: str = "boot-1", busy: Callable[[], bool] = lambda: False) -> None:
+        self.busy = busy
         self.boot = boot
         self.now = 5_000.0
         self.wall_minus_boot = wall_ms - 5_000
@@ -55,8 +57,10 @@ class VirtualTime:
 
     async def _jump(self) -> None:
         while True:
-            for _ in range(30):  # long enough for everything that is ready to run
+            quiet = 0
+            while quiet < 30:  # long enough for everything that is ready to run
                 await asyncio.sleep(0)
+                quiet = 0 if self.busy() else quiet + 1
             while self._sleepers and self._sleepers[0][2].done():
                 heapq.heappop(self._sleepers)
             if self._sleepers:

@@ -1,0 +1,707 @@
+"""One lane's courier: takes a batch, delivers it, and does what the outcome asks for.
+
+A batch in hand is a list of pieces, at first one. Splitting, searching for a bad record,
+probing after an outage all divide pieces; each request sends one piece or a part of it,
+and each record gets its fate as soon as it has one. The same bytes are retried for ever.
+Nothing is buried that was not refused alone (G5), nothing but a record's own fault buries
+it (G8), and nothing is sent twice in one run only because the disk would not note it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, assert_never
+
+import orjson
+import structlog
+
+from collector import batcher
+from collector.batcher import Aside, Dead, Fate, Gate, Limits, Wait
+from collector.buffer import DeadLettersFull, LaneState, Unknown
+from collector.chunks import Batch
+from collector.config import Config
+from collector.isolate import Search
+from collector.kinds import KINDS, Lane
+from collector.outcomes import Delivered, Forbidden, Later, Outcome, PartlyRejected, Paused, Rejected, TooLarge
+from collector.retry import Wave, delay_s
+from collector.sizes import LearnedSizes
+from collector.waiting import Timer
+from tracker.time import Clock
+
+log = structlog.get_logger()
+
+PROBE: Final = 10
+"""Records of a small batch that finds out whether the upstream is back."""
+OUTAGE: Final = 3
+"""After so many failures in a row a probe goes first."""
+STUCK: Final = 4
+"""After so many server faults on one batch, and others passing meanwhile, it is suspected itself."""
+_TYPES_MAX: Final = 20
+"""More kinds of events than this are told apart by type only."""
+_PAUSED_PARK: Final = 10
+"""What is parked during a wave waits so many probes long, so that probes reach what is behind it."""
+
+
+class Source(Protocol):
+    """The part of the buffer that delivery needs."""
+
+    @property
+    def erasures(self) -> int: ...
+    def lane(self, lane: Lane, /) -> LaneState | None: ...
+    async def take(self, lane: Lane, limits: Limits, gate: Gate, /) -> Batch | Wait | None: ...
+    async def settle(self, fates: Sequence[tuple[Batch, Fate]], /) -> None: ...
+    def release(self, batch: Batch, /) -> None: ...
+
+
+class Upstream(Protocol):
+    """Where batches go."""
+
+    async def deliver(self, batch: Batch, /) -> Outcome: ...
+
+
+class Timekeeper(Protocol):
+    """Says when records may leave; see `clock.Keeper`."""
+
+    async def ready(self) -> Later | Paused | None: ...
+    def gate(self) -> Gate: ...
+
+
+class Tally(Protocol):
+    """Counts for the metrics."""
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None: ...
+
+
+class Stopped(Exception):
+    """Nothing more is to be begun."""
+
+
+@dataclass
+class LaneStatus:
+    """What a lane is doing, for people; holds nothing the upstream said."""
+
+    state: str = "idle"
+    """idle, sending, backing-off or paused."""
+    attempts: int = 0
+    """Failed attempts since the last success; being offline is not one."""
+    last_error: str | None = None
+
+
+@dataclass
+class Common:
+    """What all couriers share."""
+
+    source: Source
+    upstream: Upstream
+    keeper: Timekeeper
+    config: Config
+    clock: Clock
+    timer: Timer
+    chance: Callable[[], float]
+    sizes: LearnedSizes
+    tally: Tally | None = None
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever a lane got further, or stuck."""
+    passed_ms: int = -1
+    """When any lane last got something accepted, by the boot clock."""
+    starts_ms: int = 0
+    """Not before this time by the boot clock: the start-up jitter."""
+    _free_ms: float = 0.0
+
+    async def within_rate(self, records: int) -> None:
+        """Wait until so many records may go at ``delivery.max_rate``."""
+        rate = self.config.delivery.max_rate
+        if not rate:
+            return
+        now = self.clock.boot_ms()
+        begin = max(self._free_ms, float(now))
+        self._free_ms = begin + records / rate * 1000
+        if begin > now and await self.timer.wait(self.stop, (begin - now) / 1000):
+            raise Stopped
+
+
+@dataclass
+class _Piece:
+    """Records in hand that are sent together, or searched, or probed with a few of them."""
+
+    batch: Batch
+    search: Search | None = None
+    probe: tuple[int, int] | None = None
+    """From and up to which record, while only a few are sent."""
+    tries: int = 0
+    """Answers in a row that may be its own doing."""
+    since_ms: int = 0
+    """When the first of those came, by the boot clock."""
+
+    @property
+    def part(self) -> Batch:
+        """What to send next."""
+        if self.probe is not None:
+            return self.batch.part(*self.probe)
+        return self.batch if self.search is None else self.batch.pick(self.search.part)
+
+    @property
+    def left(self) -> Batch:
+        """What has no verdict."""
+        return self.batch if self.search is None else self.batch.pick(self.search.left)
+
+    def shrink(self) -> None:
+        """Send only a few from now on."""
+        self.batch, self.search = self.left, None
+        self.probe = (0, min(PROBE, (self.batch.count + 1) // 2))
+
+    def move_on(self) -> None:
+        """Probe with the next few."""
+        assert self.probe is not None
+        start, stop = self.probe
+        begin = stop if stop < self.batch.count else 0
+        self.probe = (begin, min(begin + stop - start, self.batch.count))
+
+
+class Courier:
+    """Carries one lane's records; `run` until told to stop."""
+
+    def __init__(self, lane: Lane, common: Common) -> None:
+        self.lane = lane
+        self.status = LaneStatus()
+        self.arrived = asyncio.Event()
+        """Set when records arrive."""
+        self.nudged = asyncio.Event()
+        """Set to end a wait: by a drain, a resume or a stop."""
+        self.hurried = False
+        """Set by a drain until the lane is empty: no linger."""
+        self._common = common
+        self._config = common.config
+        self._log = log.bind(lane=str(lane))
+        self._wave = Wave.parse(common.config.dead.wave)
+        self._in_wave = False
+        self._pieces: deque[_Piece] = deque()
+        self._failures = 0
+        self._due_ms = common.starts_ms
+        """Nothing is sent earlier, by the boot clock."""
+        self._floor_ms = common.starts_ms
+        """As `_due_ms`, not even when nudged."""
+        self._paused: str | None = None
+        self._parked_blind = False
+        self._denied: set[str] = set()
+        self._since_ms: int | None = None
+        """When the lane, empty before, got records."""
+        self._sent_ms = -(1 << 62)
+        self._seen_seq = 0
+        self._horizon_ms = -(1 << 62)
+
+    # -- from outside
+
+    def nudge(self) -> None:
+        """Try at once."""
+        self.nudged.set()
+        self.arrived.set()
+
+    def resume(self) -> None:
+        """Count refusals anew, and try at once."""
+        self._wave.reset()
+        self._in_wave = False
+        self.nudge()
+
+    async def run(self) -> None:
+        """Deliver until told to stop. A fault of ours is logged and costs a pause, never the lane."""
+        while not self._common.stop.is_set():
+            try:
+                await self._round()
+            except Stopped:
+                break
+            except Exception as error:
+                self._log.exception("lane.fault")
+                self._back_off(Later(f"a fault of ours ({type(error).__name__}); see the log"))
+        if self.status.state != "paused":
+            self.status.state = "idle"
+
+    # -- taking
+
+    async def _round(self) -> None:
+        await self._something()
+        await self._hold()
+        batch = await self._take()
+        if batch is None:
+            return
+        try:
+            if await self._postponed(batch):
+                return
+            await self._work(batch)
+        finally:
+            self._pieces.clear()
+            self._common.source.release(batch)
+
+    async def _something(self) -> None:
+        """Wait until the lane holds records."""
+        while not self._state().pending:
+            if self._paused is None:
+                self.status.state = "idle"
+            self._since_ms, self.hurried = None, False
+            self._common.changed.set()
+            await self._wait(self.arrived, None)
+        if self._since_ms is None:
+            self._since_ms = self._common.clock.boot_ms()
+
+    async def _take(self) -> Batch | None:
+        source, clock = self._common.source, self._common.clock
+        try:
+            verdict = await self._common.keeper.ready()
+            if verdict is not None:
+                self._pause(verdict.reason) if isinstance(verdict, Paused) else self._back_off(verdict)
+                return None
+            gate, limits = self._common.keeper.gate(), self._common.sizes.limits(self.lane.kind, clock.boot_ms())
+            before = self._state()
+            self.arrived.clear()
+            found = await source.take(self.lane, limits, gate)
+        except Unknown:
+            self._back_off(Later("the buffer cannot be used now"))
+            return None
+        if isinstance(found, Wait):
+            if self._paused is None:
+                self.status.state = "idle"
+            seconds = 60.0 if found.until_ms is None else (found.until_ms - gate.now_ms) / 1000
+            self._common.changed.set()
+            await self._wait(self.arrived, min(max(seconds, 0.01), 600.0))
+            return None
+        if found is None or await self._grew(found, limits, before):
+            return None
+        self._sent_ms, self._seen_seq = clock.boot_ms(), before.last_seq
+        self._horizon_ms = gate.now_ms - gate.margin_ms
+        return found
+
+    async def _grew(self, batch: Batch, limits: Limits, before: LaneState) -> bool:
+        """Wait for companions if the batch may get some: True when it is to be taken again.
+
+        `before` is the lane as it was when the batch was taken.
+        """
+        now, linger_ms = self._common.clock.boot_ms(), self._config.batch.linger * 1000
+        begun = max(self._sent_ms, self._since_ms if self._since_ms is not None else now)
+        left_ms = begun + linger_ms - now
+        full = batch.count >= limits.max_records or len(batch.body) >= limits.max_bytes * 0.95
+        if full or left_ms <= 0 or batch.from_aside or self.hurried or self._in_trouble:
+            return False
+        head, position = batch.spans[0].chunk, batch.spans[0].start
+        newly_come = (head.id & ((1 << 40) - 1)) > self._seen_seq
+        if not newly_come and KINDS[self.lane.kind].time_ms(head.record(position)) <= self._horizon_ms:
+            return False  # it could have gone with the last one, so more waits behind it
+        self._common.source.release(batch)
+        self.status.state = "idle"
+        while left_ms > 0 and not self.hurried:
+            state = self._state()
+            if (
+                state.pending - before.pending >= limits.max_records - batch.count
+                or state.bytes - before.bytes >= limits.max_bytes - len(batch.body)
+            ):
+                break
+            await self._wait(self.arrived, left_ms / 1000)
+            left_ms = begun + linger_ms - self._common.clock.boot_ms()
+        return True
+
+    async def _postponed(self, batch: Batch) -> bool:
+        """Set aside what is known to be refused now. True when nothing of the batch is left."""
+        state = self._state()
+        if self._in_wave and batch.parked and state.pending > state.aside:
+            await self._park(batch)  # a probe must reach what nobody has judged
+            return True
+        if not self._denied or batch.parked:
+            return False
+        groups = _by_type(batch)
+        denied = [i for label, indices in groups.items() if label in self._denied for i in indices]
+        if denied:
+            await self._park(batch.pick(denied))
+        self._pieces.extend([_Piece(batch.pick(set(range(batch.count)) - set(denied)))] if denied else [])
+        return len(denied) == batch.count
+
+    # -- delivering
+
+    async def _work(self, batch: Batch) -> None:
+        if not self._pieces:
+            self._pieces.append(_Piece(batch))
+        erasures = self._common.source.erasures
+        while self._pieces:
+            await self._hold()
+            if self._common.source.erasures != erasures:
+                return  # somebody was forgotten: take again what is left
+            piece = self._head()
+            part = piece.part
+            outcome = await self._send(part)
+            if not isinstance(outcome, Later | Paused):
+                piece = self._judged(piece)
+            match outcome:
+                case Delivered():
+                    await self._delivered(piece, part)
+                case Later():
+                    await self._later(piece, part, outcome)
+                case Rejected():
+                    await self._rejected(piece, part, outcome)
+                case PartlyRejected():
+                    await self._partly_rejected(piece, part, outcome)
+                case TooLarge():
+                    await self._too_large(piece, part, outcome)
+                case Paused():
+                    self._pause(outcome.reason)
+                case Forbidden():
+                    await self._forbidden(piece, part, outcome)
+                case _:
+                    assert_never(outcome)
+
+    @property
+    def _in_trouble(self) -> bool:
+        return self._paused is not None or self._failures >= OUTAGE
+
+    def _head(self) -> _Piece:
+        """The piece to go on with; after an outage or while paused only a few of it are sent."""
+        piece = self._pieces[0]
+        if not self._in_trouble:
+            piece.probe = None
+        elif piece.part.count > PROBE:
+            piece.shrink()
+        return piece
+
+    def _judged(self, piece: _Piece) -> _Piece:
+        """The piece an answer speaks of: a probe becomes one of its own."""
+        if piece.probe is None:
+            return piece
+        start, stop = piece.probe
+        probe = _Piece(piece.batch.part(start, stop), None, None, piece.tries, piece.since_ms)
+        others = piece.batch.pick(i for i in range(piece.batch.count) if not start <= i < stop)
+        self._replace(probe, *([_Piece(others, None, None, piece.tries, piece.since_ms)] if others.count else []))
+        return probe
+
+    async def _send(self, part: Batch) -> Outcome:
+        await self._common.within_rate(part.count)
+        if self._common.stop.is_set():
+            raise Stopped
+        if self._paused is None:
+            self.status.state = "sending"
+        outcome = await self._common.upstream.deliver(part)
+        if (tally := self._common.tally) is not None:
+            kind = self.lane.kind
+            tally.add("delivery_requests", kind=kind, outcome=type(outcome).__name__.lower())
+            tally.add("delivery_bytes", len(part.body), kind=kind)
+            if self._failures:
+                tally.add("delivery_retries", kind=kind)
+        return outcome
+
+    async def _delivered(self, piece: _Piece, part: Batch) -> None:
+        await self._settle((part, batcher.Delivered()))
+        self._passed(part)
+        if piece.search is not None:
+            piece.search.accepted()
+        self._finish(piece)
+
+    async def _later(self, piece: _Piece, part: Batch, outcome: Later) -> None:
+        if outcome.sticks and part.parked:
+            # suspected already: it waits on, and the lane does not wait for it
+            self.status.last_error = outcome.reason
+            await self._park(part)
+            self._set_aside(piece)
+            return
+        if outcome.sticks:
+            piece.since_ms = piece.since_ms if piece.tries else self._common.clock.boot_ms()
+            piece.tries += 1
+            if piece.tries >= STUCK and await self._suspect(piece, part, outcome):
+                return
+        self._back_off(outcome)
+
+    async def _suspect(self, piece: _Piece, part: Batch, outcome: Later) -> bool:
+        """The same batch fails again and again. True when something else can be tried at once."""
+        if self._common.passed_ms > piece.since_ms:
+            # others pass, so it is this batch: find the record, and let it wait without holding up the rest
+            piece = self._judged(piece)
+            if part.count == 1:
+                await self._park(part)
+                self._log.warning("record.parked", reason=outcome.reason)
+                self._refused_part(piece, ())
+                piece.tries = 0
+            elif outcome.status is None:
+                await self._split(part)  # the connection does not survive so many bytes
+            else:
+                self._refused_part(piece, ())
+            return True
+        # nobody passes, or nobody tries: let others of this lane show whether it is the upstream
+        if piece.probe is not None:
+            piece.move_on()
+        elif len(self._pieces) > 1:
+            self._pieces.rotate(-1)
+        elif part.count > 1:
+            piece.shrink()
+        elif not self._parked_blind:
+            self._parked_blind = True
+            await self._park(part, seconds=self._delay_s(None))
+            self._refused_part(piece, ())
+        return False
+
+    async def _rejected(self, piece: _Piece, part: Batch, outcome: Rejected) -> None:
+        self._answered(f"{outcome.status}: a record is refused")
+        if self._in_wave:
+            await self._park(part)
+            self._set_aside(piece)
+            self._pause_again()
+        elif part.count > 1:
+            self._refused_part(piece, outcome.hints)
+        else:
+            await self._refused_alone(part, Dead(outcome.reason, outcome.status, outcome.answer))
+            self._refused_part(piece, ())
+
+    async def _partly_rejected(self, piece: _Piece, part: Batch, outcome: PartlyRejected) -> None:
+        self._answered(f"{outcome.status}: some records are refused")
+        others = part.pick(i for i in range(part.count) if i not in outcome.rejected)
+        if outcome.complete and others.count:
+            await self._settle((others, batcher.Delivered()))
+            self._passed(others)
+        for index, reason in outcome.rejected.items():
+            await self._refused_alone(part.pick((index,)), Dead(reason, outcome.status, outcome.answer))
+        pieces = [] if outcome.complete else [_Piece(others.part(i, i + 1)) for i in range(others.count)]
+        if piece.search is not None:
+            inside = set(piece.search.part)
+            pieces.append(_Piece(piece.batch.pick(i for i in piece.search.left if i not in inside)))
+        self._replace(*(each for each in pieces if each.batch.count))
+
+    async def _too_large(self, piece: _Piece, part: Batch, outcome: TooLarge) -> None:
+        self._answered(f"{outcome.status}: too large")
+        if part.count > 1:
+            await self._split(part)
+            return
+        reason = f"{outcome.status}: too large for the upstream even alone ({len(part.body)} bytes)"
+        await self._refused_alone(part, Dead(reason, outcome.status, outcome.answer))
+        self._refused_part(piece, ())
+
+    async def _split(self, part: Batch) -> None:
+        limit = await self._common.sizes.learn(self.lane.kind, len(part.body), self._common.clock.boot_ms())
+        self._log.info("batch.split", bytes=len(part.body), limit=limit)
+        # the other pieces in hand are no smaller for having waited
+        self._pieces = deque(_Piece(part) for each in self._pieces for part in _by_bytes(each.left, limit))
+
+    async def _forbidden(self, piece: _Piece, part: Batch, outcome: Forbidden) -> None:
+        groups = _by_type(part) if self.lane.kind == "events" else {}
+        if part.parked:
+            await self._park(part)
+            self._set_aside(piece)
+        elif len(groups) > 1:
+            await self._apart(piece, part, groups, outcome)
+        else:
+            self._pause(outcome.reason)
+
+    async def _apart(self, piece: _Piece, part: Batch, groups: dict[str, list[int]], outcome: Forbidden) -> None:
+        """Try the event types one by one: those that are refused wait aside, if any other passes."""
+        refused: dict[str, Batch] = {}
+        left: list[Batch] = []
+        permitted = False
+        for label, indices in groups.items():
+            group = part.pick(indices)
+            match await self._send(group):
+                case Delivered():
+                    await self._settle((group, batcher.Delivered()))
+                    self._passed(group)
+                    permitted = True
+                case Forbidden():
+                    refused[label] = group
+                case other:
+                    left.append(group)
+                    permitted = permitted or isinstance(other, Rejected | PartlyRejected)
+        if permitted:
+            for group in refused.values():
+                await self._park(group)
+            self._denied |= refused.keys()
+            self._log.error("types.refused", types=sorted(refused), status=outcome.status)
+        else:
+            left.extend(refused.values())
+            self._pause(outcome.reason)
+        if piece.search is not None:
+            inside = set(piece.search.part)
+            left.append(piece.batch.pick(i for i in piece.search.left if i not in inside))
+        self._replace(*(_Piece(each) for each in left if each.count))
+
+    # -- what becomes of pieces
+
+    def _replace(self, *pieces: _Piece) -> None:
+        """Put these in the place of the first piece."""
+        self._pieces.popleft()
+        self._pieces.extendleft(reversed(pieces))
+
+    def _finish(self, piece: _Piece) -> None:
+        """Let the first piece go if nothing of it is left."""
+        if piece.search is None or not piece.search.part:
+            self._pieces.popleft()
+
+    def _refused_part(self, piece: _Piece, hints: Sequence[int]) -> None:
+        if piece.search is not None:
+            piece.search.refused(hints)
+        elif piece.batch.count > 1:
+            piece.search = Search(piece.batch.count, hints)
+            return
+        self._finish(piece)
+
+    def _set_aside(self, piece: _Piece) -> None:
+        """All of the part that was sent is aside."""
+        if piece.search is None:
+            self._pieces.popleft()
+        else:
+            inside = set(piece.search.part)
+            left = piece.batch.pick(i for i in piece.search.left if i not in inside)
+            self._replace(*([_Piece(left)] if left.count else []))
+
+    async def _refused_alone(self, part: Batch, fate: Dead) -> None:
+        """Bury a record, unless too many were refused of late: then it waits, and so does the lane."""
+        if self._wave.full:
+            await self._park(part)
+            if not part.parked:
+                self._pause_for_wave()
+            return
+        await self._settle((part, fate))
+        self._log.warning("record.buried", status=fate.status)
+        if self._wave.refused():
+            self._pause_for_wave()
+
+    async def _park(self, part: Batch, seconds: float | None = None) -> None:
+        """Let records wait aside, by default for long."""
+        if seconds is None:
+            delivery = self._config.delivery
+            longest = max(delivery.backoff_max, _PAUSED_PARK * delivery.pause_probe if self._in_wave else 0.0)
+            seconds = longest * (1 + self._common.chance() / 5)
+        due_ms = self._common.clock.boot_ms() + round(seconds * 1000)
+        await self._settle((part, Aside("parked", due_ms)))
+
+    async def _settle(self, *fates: tuple[Batch, Fate]) -> None:
+        """Note fates on disk. While the disk will not have them only the note is tried again, never the request."""
+        failures = 0
+        stuck: str | None = None
+        while True:
+            try:
+                await self._common.source.settle(fates)
+                break
+            except DeadLettersFull as error:
+                stuck, seconds = str(error), self._config.delivery.pause_probe
+            except Unknown:
+                failures += 1
+                stuck, seconds = "the buffer cannot be written", self._delay_s(None, failures)
+            self._pause(stuck, seconds)
+            await self._hold()
+        if stuck is not None and self._paused == stuck and not self._in_wave:
+            self._resumed()
+        self._common.changed.set()
+
+    # -- patience
+
+    def _passed(self, part: Batch) -> None:
+        """Records were accepted."""
+        self._wave.delivered(part.count)
+        self._common.passed_ms = self._common.clock.boot_ms()
+        self._parked_blind = False
+        self._in_wave = False
+        if self._denied and part.parked:
+            self._denied -= _by_type(part).keys()
+        self._answered(None)
+
+    def _answered(self, said: str | None) -> None:
+        """The upstream dealt with our records: no outage, no reason to pause but a wave."""
+        self._failures = 0
+        self.status.attempts = 0
+        self.status.last_error = said
+        if self._paused is not None and not self._in_wave:
+            self._resumed()
+
+    def _resumed(self) -> None:
+        self._log.info("lane.resumed", was=self._paused)
+        self._paused = None
+        self.status.state, self.status.last_error = "sending", None
+        self._due_ms = self._floor_ms = 0
+        self._common.changed.set()
+
+    def _delay_s(self, outcome: Later | None, failures: int | None = None) -> float:
+        delivery = self._config.delivery
+        return delay_s(
+            self._failures if failures is None else failures,
+            base_s=delivery.backoff_base,
+            max_s=delivery.backoff_max,
+            chance=self._common.chance,
+            retry_after_s=None if outcome is None else outcome.retry_after_s,
+            retry_after_max_s=delivery.retry_after_max,
+        )
+
+    def _back_off(self, outcome: Later) -> None:
+        self._failures += 1
+        if not outcome.offline:
+            self.status.attempts += 1
+        self.status.last_error = outcome.reason
+        now = self._common.clock.boot_ms()
+        seconds = self._delay_s(outcome)
+        floor = min(outcome.retry_after_s or 0.0, self._config.delivery.retry_after_max)
+        if self._paused is not None:
+            seconds = max(seconds, self._config.delivery.pause_probe)
+        else:
+            self.status.state = "backing-off"
+        self._due_ms, self._floor_ms = now + round(seconds * 1000), now + round(floor * 1000)
+        self._log.info("lane.backing_off", reason=outcome.reason, failures=self._failures, seconds=round(seconds, 3))
+        self._common.changed.set()
+
+    def _pause(self, reason: str, seconds: float | None = None) -> None:
+        """Keep everything, raise an alarm, and probe after a while."""
+        if reason != self._paused:
+            self._log.error("lane.paused", reason=reason)
+        self._paused = reason
+        self.status.state, self.status.last_error = "paused", reason
+        probe_s = self._config.delivery.pause_probe if seconds is None else seconds
+        self._due_ms, self._floor_ms = self._common.clock.boot_ms() + round(probe_s * 1000), 0
+        self._common.changed.set()
+
+    def _pause_for_wave(self) -> None:
+        self._in_wave = True
+        self._pause(
+            f"{self._wave.limit} of the last {self._wave.window} records were refused: nothing more is buried; "
+            "look at the dead letters, then resume"
+        )
+
+    def _pause_again(self) -> None:
+        if self._paused is not None:
+            self._pause(self._paused)
+
+    async def _hold(self) -> None:
+        """Wait until something may be sent. A nudge ends the wait, though not what the upstream asked for."""
+        while (left_ms := self._due_ms - self._common.clock.boot_ms()) > 0:
+            if not await self._wait(self.nudged, left_ms / 1000):
+                continue
+            self._due_ms = self._floor_ms
+        self.nudged.clear()
+        if self._common.stop.is_set():
+            raise Stopped
+
+    async def _wait(self, event: asyncio.Event, seconds: float | None) -> bool:
+        happened = await self._common.timer.wait(event, seconds)
+        event.clear()
+        if self._common.stop.is_set():
+            raise Stopped
+        return happened
+
+    def _state(self) -> LaneState:
+        return self._common.source.lane(self.lane) or LaneState(self.lane, 0)
+
+
+def _by_type(batch: Batch) -> dict[str, list[int]]:
+    """Positions by what an upstream may permit apart: the event type, for custom events with their action."""
+    events: list[Any] = [orjson.loads(batch.record(i)) for i in range(batch.count)]
+    labels = [
+        f"custom:{event.get('action')}" if event.get("type") == "custom" else str(event.get("type")) for event in events
+    ]
+    if len(set(labels)) > _TYPES_MAX:
+        labels = [label.partition(":")[0] for label in labels]
+    groups: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        groups.setdefault(label, []).append(index)
+    return groups
+
+
+def _by_bytes(batch: Batch, limit: int) -> Iterable[Batch]:
+    """Parts whose bodies are within `limit` bytes, or a single record."""
+    start, size = 0, 1
+    for index in range(batch.count):
+        length = len(batch.record(index)) + 1
+        if index > start and size + length > limit:
+            yield batch.part(start, index)
+            start, size = index, 1
+        size += length
+    yield batch.part(start, batch.count)
