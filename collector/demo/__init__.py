@@ -7,18 +7,20 @@ tracks it; the account at the end compares the journal with what the upstream st
 record, so it is right only if content is.
 """
 
-import contextlib
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from collector.demo.day import Account, play
 from collector.demo.processes import DemoError
+from collector.demo.shop import BASKETS
 
 __all__ = ["main"]
 
@@ -26,11 +28,23 @@ __all__ = ["main"]
 def main(sabotage: str | None = None, *, as_json: bool = False) -> int:
     """Play the day and show the account. Exit 0 only if the promise was kept."""
     console = Console(stderr=as_json, highlight=False)
+    logging.getLogger("tracker").addHandler(logging.NullHandler())  # the outage is meant, and told by the account
     folder = Path(tempfile.mkdtemp(prefix="tillpost-demo-"))
     chosen: Any = sabotage
+    columns = (
+        SpinnerColumn(),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} baskets, {task.fields[records]} records"),
+    )
     try:
-        with console.status("A shop's day ...") if console.is_terminal else contextlib.nullcontext():
-            account = play(folder, chosen, lambda line: console.print(line))
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            day = progress.add_task("", total=BASKETS, records=0)
+            account = play(
+                folder,
+                chosen,
+                console.print,
+                lambda done, records: progress.update(day, completed=done, records=records),
+            )
     except DemoError as error:
         raise click.ClickException(f"{error}. Its files are in {folder}.") from None
     if as_json:
@@ -71,7 +85,9 @@ def _show(console: Console, account: Account) -> None:
     states = " + ".join(
         f"{name} {ledger[name]}" for name in ("delivered", "pending", "dead", "discarded", "superseded", "lost")
     )
-    console.print(f"ledger: accepted {ledger['accepted']} {'=' if account.adds_up else 'IS NOT'} {states}")
+    console.print(
+        f"ledger: accepted {ledger['accepted']} {'=' if account.adds_up else 'IS NOT'} {states}", soft_wrap=True
+    )
     for line in (*account.violations, *account.failures):
         console.print(f"[red]{line}[/]")
 

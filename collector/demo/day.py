@@ -50,8 +50,14 @@ class Account:
         )
 
 
-def play(folder: Path, sabotage: Sabotage | None, say: Callable[[str], None]) -> Account:
-    """The day itself. `say` gets a line for everything that happens."""
+def play(
+    folder: Path,
+    sabotage: Sabotage | None,
+    say: Callable[[str], None],
+    sold: Callable[[int, int], None] = lambda _baskets, _records: None,
+    baskets: int = BASKETS,
+) -> Account:
+    """The day itself. `say` gets a line for everything that happens, `sold` the count of baskets and records so far."""
     started = time.monotonic()
     failures: list[str] = []
 
@@ -69,13 +75,14 @@ def play(folder: Path, sabotage: Sabotage | None, say: Callable[[str], None]) ->
         tracker = Tracker(f"http://{sidecar.address}", on_error=note_failure)
         closing.callback(tracker.close)
         journal = Journal(folder / "journal.txt")
-        shop = Shop(tracker, journal, sabotage)
+        shop = Shop(tracker, journal, sabotage, baskets)
 
         def trade(share: float) -> None:
-            while sales and sales[0] < BASKETS * share:
+            while sales and sales[0] < baskets * share:
                 shop.basket(sales.pop(0))
+                sold(baskets - len(sales), len(journal.entries))
 
-        sales = list(range(BASKETS))
+        sales = list(range(baskets))
         say("Morning: customers come.")
         trade(0.25)
         wait_for("the first delivery", lambda: upstream.report()["stored"])
@@ -91,6 +98,7 @@ def play(folder: Path, sabotage: Sabotage | None, say: Callable[[str], None]) ->
         say("One record in a thousand is bad; its batch is refused, and only it is put aside.")
         wait_for("the bad record to be found", lambda: sidecar.status()["ledger"]["dead"])
         upstream.fault("delay", seconds=1.5, times=1)
+        trade(0.8)
         wait_for("a delivery to be under way", lambda: upstream.report()["in_progress"])
         say("SIGKILL: the collector dies in the middle of a delivery.")
         sidecar.kill()

@@ -71,11 +71,12 @@ def content_of(record: Mapping[str, Any]) -> tuple[str, str]:
 class Shop:
     """Customers come, look, fill baskets and pay; seeded, so every day is the same."""
 
-    def __init__(self, tracker: Tracker, journal: Journal, sabotage: Sabotage | None) -> None:
+    def __init__(self, tracker: Tracker, journal: Journal, sabotage: Sabotage | None, baskets: int) -> None:
         self.tracker = tracker
         self.journal = journal
         self.sabotage = sabotage
-        self.victim = BASKETS // 3
+        self.baskets = baskets
+        self.victim = 3 * baskets
         self.chance = random.Random(2026)  # noqa: S311 - a shop's day, not a secret
         self.clients = [
             *(Client(email=f"customer{i}@example.com") for i in range(40)),
@@ -108,7 +109,12 @@ class Shop:
                             client, product_id=sku, name=name, source=Source.POS, params={"journal": n}))  # fmt: skip
             quantity = self.chance.randrange(1, 5)
             self._cart(
-                client, wire, BAD_SKU if (number, sku) == (BASKETS // 2, bought[0][0]) else sku, name, price, quantity
+                client,
+                wire,
+                BAD_SKU if (number, sku) == (self.baskets // 2, bought[0][0]) else sku,
+                name,
+                price,
+                quantity,
             )
         self._sale(client, wire, number, bought)
 
