@@ -1,0 +1,23 @@
+"""What a fault test needs from the machine: skip with the reason, or fail where everything must be there."""
+
+import os
+import shutil
+from typing import NoReturn
+
+import pytest
+
+
+def compiler() -> str:
+    """The path of a C compiler."""
+    for name in ("cc", "gcc", "clang"):
+        if found := shutil.which(name):
+            return found
+    missing("a C compiler (cc, gcc or clang)")
+
+
+def missing(what: str) -> NoReturn:
+    """Skip the test, naming what is not there; fail it when ``TILLPOST_REQUIRE_ALL=1``."""
+    reason = f"needs {what}, which this machine does not have"
+    if os.environ.get("TILLPOST_REQUIRE_ALL") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
