@@ -4,7 +4,11 @@ Below aiohttp's router on purpose: the paths are a fixed table, and looking one 
 more than everything else a small request needs here.
 """
 
+import asyncio
+import importlib
 import logging
+import os
+import socket
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +27,7 @@ from collector.admission import Full, Sizes
 from collector.bodies import check_type, read_body
 from collector.buffer import Unknown
 from collector.config import Config
+from collector.door import HEAD_S, IDLE_S, Door
 from collector.ingest import ROUTES, Ingest
 from collector.kinds import Parcel
 from collector.listeners import Listener, bind, bind_unix, refuse_open_doors
@@ -34,11 +39,17 @@ from collector.tokens import AdminToken, Tokens
 from tracker.time import format_ms
 from tracker.wire import ACCEPTED_HEADER, ClockHeader
 
+resource: Any = importlib.import_module("resource") if os.name == "posix" else None
+
 BODY_TIMEOUT_S: Final = 30.0
 IN_FLIGHT_BYTES: Final = 64 * 1024 * 1024
 """Bodies held in memory at once; beyond it the next request is asked to come back."""
-SHUTDOWN_S: Final = 5.0
-"""How long `close` waits for answers that are on their way."""
+SHUTDOWN_S: Final = 2.0
+"""How long `close` waits for answers that are on their way, twice at the worst."""
+MAX_CONNECTIONS: Final = 1000
+_ADMIN_CONNECTIONS: Final = 16
+_OTHER_FILES: Final = 64
+"""Descriptors kept for the buffer, the upstream and operators when connections have taken all others."""
 _SMALL_BODY: Final = 64 * 1024
 _LOGIN: Final = ("/uauth/v2/auth/login/profile", "/v4/auth/login/profile")
 _REFRESH: Final = "/v4/auth/refresh/profile"
@@ -114,6 +125,9 @@ class Server:
         admin_token: AdminToken,
         body_timeout_s: float = BODY_TIMEOUT_S,
         max_in_flight: int = IN_FLIGHT_BYTES,
+        max_connections: int | None = None,
+        head_timeout_s: float = HEAD_S,
+        idle_timeout_s: float = IDLE_S,
     ) -> None:
         self._config = config
         self._ingest = ingest
@@ -126,7 +140,10 @@ class Server:
         self.max_in_flight = max(max_in_flight, 2 * self.max_body)
         self._hosts = _OWN_HOSTS | {host.lower() for host in config.ingest.allowed_hosts}
         self._listeners: list[Listener] = []
-        self._runners: list[web.ServerRunner] = []
+        self._doors: list[Door] = []
+        self._sockets: list[asyncio.Server] = []
+        self._max_connections = max_connections or _connections_allowed()
+        self._patience_s = (head_timeout_s, idle_timeout_s)
         self.accepting = True
         """False makes ``/readyz`` say so; records are taken all the same, until `close`."""
         self.in_progress = 0
@@ -153,26 +170,37 @@ class Server:
 
     async def _listen(self, listener: Listener, *, admin: bool) -> None:
         self._listeners.append(listener)
-        handle = partial(self._handle, loopback=listener.loopback, admin=admin)
-        server = web.Server(handle, access_log=None, logger=_SILENT, auto_decompress=False)
-        runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_S)
-        await runner.setup()
-        self._runners.append(runner)
+        shares = len(self._config.ingest.listen) or 1
+        head_s, idle_s = self._patience_s
+        door = Door(
+            partial(self._handle, loopback=listener.loopback, admin=admin),
+            max_connections=_ADMIN_CONNECTIONS if admin else max(1, self._max_connections // shares),
+            head_s=head_s, idle_s=idle_s, access_log=None, logger=_SILENT, auto_decompress=False,
+        )  # fmt: skip
+        self._doors.append(door)
+        loop = asyncio.get_running_loop()
         for bound in listener.sockets:
-            await web.SockSite(runner, bound).start()
+            unix = bound.family == getattr(socket, "AF_UNIX", None)
+            serve = loop.create_unix_server if unix else loop.create_server
+            self._sockets.append(await serve(door, sock=bound, backlog=128))
 
     @property
     def addresses(self) -> list[str]:
         """Where it listens; the admin socket, if any, comes last."""
         return [address for listener in self._listeners for address in listener.addresses]
 
-    async def close(self) -> None:
-        """Stop listening; requests in progress get a few seconds for their answers."""
-        for runner in self._runners:
-            await runner.cleanup()
+    async def close(self, timeout_s: float = SHUTDOWN_S) -> None:
+        """Stop listening; requests in progress get `timeout_s` for their answers."""
+        for listening in self._sockets:
+            listening.close()
+        await asyncio.sleep(0)  # what has just been accepted begins
+        for door in self._doors:
+            door.pre_shutdown()  # who has no request under way is told goodbye
+        await asyncio.gather(*(door.shutdown(timeout_s) for door in self._doors))
         for listener in self._listeners:
             listener.release()
-        self._runners.clear()
+        self._sockets.clear()
+        self._doors.clear()
         self._listeners.clear()
 
     # Records
@@ -332,6 +360,14 @@ class Server:
 
     async def _page(self, _: web.BaseRequest) -> Answer:
         return 200, {**page.HEADERS, **PRIVATE}, page.render(await self._core.status())
+
+
+def _connections_allowed() -> int:
+    """How many, so that descriptors are left for everything else."""
+    if resource is None:
+        return MAX_CONNECTIONS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft < 0 else max(8, min(MAX_CONNECTIONS, soft - _OTHER_FILES))
 
 
 def _host_of(header: str) -> str:

@@ -1,0 +1,118 @@
+"""The door of one listener: how many may come in, and how long each may take to say what it wants.
+
+A sender that opens connections and says nothing, or says it a byte at a time, would else hold
+a descriptor for as long as it likes. Bodies have a deadline of their own, see `bodies.read_body`.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from math import inf
+from typing import Any, Final
+
+from aiohttp import web
+
+HEAD_S: Final = 10.0
+"""From its first byte, or from connecting, until the last header of a request."""
+IDLE_S: Final = 75.0
+"""Between an answer and the next request."""
+_SWEEP_S: Final = 1.0
+_ANSWER: Final = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_BUSY: Final = _ANSWER % b"503 Service Unavailable\r\nRetry-After: 1"
+_LATE: Final = _ANSWER % b"408 Request Timeout"
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Door(web.Server):
+    """A protocol factory for ``loop.create_server``: aiohttp's, with a bound on connections and on waiting.
+
+    Args:
+        handle: answers a request.
+        max_connections: one more is told 503 and hung up on.
+        head_s, idle_s: see `HEAD_S` and `IDLE_S`; seconds.
+        options: of aiohttp's connections.
+    """
+
+    def __init__(
+        self, handle: Handler, *, max_connections: int, head_s: float = HEAD_S, idle_s: float = IDLE_S, **options: Any
+    ) -> None:
+        super().__init__(self._attend, **options)
+        self._handle = handle
+        self._max = max_connections
+        self._options = options
+        self._sweeping: asyncio.TimerHandle | None = None
+        self.head_s = head_s
+        self.idle_s = idle_s
+
+    def __call__(self) -> "_Visitor":
+        return _Visitor(self, loop=asyncio.get_running_loop(), **self._options)
+
+    @property
+    def full(self) -> bool:
+        return len(self.connections) >= self._max
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Let requests under way have their answers for that long, then hang up."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        await super().shutdown(timeout)
+
+    async def _attend(self, request: web.BaseRequest) -> web.StreamResponse:
+        visitor = request.protocol
+        assert isinstance(visitor, _Visitor)
+        visitor.since = inf
+        try:
+            return await self._handle(request)
+        finally:
+            visitor.expect(self.idle_s)
+
+    def _sweep(self) -> None:
+        """Hang up on who takes too long. Once a second for all: a timer per request would cost more."""
+        now = time.monotonic()
+        visitors = self.connections
+        for visitor in visitors:
+            assert isinstance(visitor, _Visitor)
+            if now - visitor.since > visitor.patience_s:
+                visitor.hang_up()
+        self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep) if visitors else None
+
+
+class _Visitor(web.RequestHandler):
+    """One connection, and since when we wait for its next request."""
+
+    __slots__ = ("_door", "heard", "patience_s", "since")
+
+    def __init__(self, door: Door, **options: Any) -> None:
+        super().__init__(door, **options)
+        self._door = door
+        self.expect(door.head_s)
+
+    def expect(self, patience_s: float) -> None:
+        """Wait for so long, from now."""
+        self.since, self.patience_s, self.heard = time.monotonic(), patience_s, False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if not self._door.full:
+            super().connection_made(transport)
+            return
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(_BUSY)
+        transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.heard:
+            if self.since != inf:
+                self.expect(self._door.head_s)
+            self.heard = True
+        super().data_received(data)
+
+    def hang_up(self) -> None:
+        if self.heard and isinstance(self.transport, asyncio.Transport):
+            self.transport.write(_LATE)
+        self.force_close()
