@@ -24,17 +24,17 @@ from collector.config import Config
 from collector.isolate import Search
 from collector.kinds import KINDS, Lane
 from collector.outcomes import Delivered, Forbidden, Later, Outcome, PartlyRejected, Paused, Rejected, TooLarge
-from collector.retry import Wave, delay_s
+from collector.patience import LaneStatus, Patience, Stopped
+from collector.retry import Wave
 from collector.sizes import LearnedSizes
 from collector.waiting import Timer
+from collector.work import SEQ_BITS
 from tracker.time import Clock
 
 log = structlog.get_logger()
 
 PROBE: Final = 10
 """Records of a small batch that finds out whether the upstream is back."""
-OUTAGE: Final = 3
-"""After so many failures in a row a probe goes first."""
 STUCK: Final = 4
 """After so many server faults on one batch, and others passing meanwhile, it is suspected itself."""
 _TYPES_MAX: Final = 20
@@ -71,21 +71,6 @@ class Tally(Protocol):
     """Counts for the metrics."""
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None: ...
-
-
-class Stopped(Exception):
-    """Nothing more is to be begun."""
-
-
-@dataclass
-class LaneStatus:
-    """What a lane is doing, for people; holds nothing the upstream said."""
-
-    state: str = "idle"
-    """idle, sending, backing-off or paused."""
-    attempts: int = 0
-    """Failed attempts since the last success; being offline is not one."""
-    last_error: str | None = None
 
 
 @dataclass
@@ -165,11 +150,8 @@ class Courier:
 
     def __init__(self, lane: Lane, common: Common) -> None:
         self.lane = lane
-        self.status = LaneStatus()
         self.arrived = asyncio.Event()
         """Set when records arrive."""
-        self.nudged = asyncio.Event()
-        """Set to end a wait: by a drain, a resume or a stop."""
         self.hurried = False
         """Set by a drain until the lane is empty: no linger."""
         self._common = common
@@ -178,25 +160,36 @@ class Courier:
         self._wave = Wave.parse(common.config.dead.wave)
         self._in_wave = False
         self._pieces: deque[_Piece] = deque()
-        self._failures = 0
-        self._due_ms = common.starts_ms
-        """Nothing is sent earlier, by the boot clock."""
-        self._floor_ms = common.starts_ms
-        """As `_due_ms`, not even when nudged."""
-        self._paused: str | None = None
+        self._patience = Patience(
+            common.config.delivery,
+            common.clock,
+            common.timer,
+            common.chance,
+            stop=common.stop,
+            changed=common.changed,
+            starts_ms=common.starts_ms,
+            log=self._log,
+        )
         self._parked_blind = False
-        self._denied: set[str] = set()
+        self._denied: dict[str, int] = {}
+        """Event types refused, and when, by the boot clock, one that waits aside may find out again."""
         self._since_ms: int | None = None
         """When the lane, empty before, got records."""
         self._sent_ms = -(1 << 62)
         self._seen_seq = 0
+        self._erasures = 0
         self._horizon_ms = -(1 << 62)
 
     # -- from outside
 
+    @property
+    def status(self) -> LaneStatus:
+        """What the lane is doing."""
+        return self._patience.status
+
     def nudge(self) -> None:
         """Try at once."""
-        self.nudged.set()
+        self._patience.nudged.set()
         self.arrived.set()
 
     def resume(self) -> None:
@@ -214,15 +207,14 @@ class Courier:
                 break
             except Exception as error:
                 self._log.exception("lane.fault")
-                self._back_off(Later(f"a fault of ours ({type(error).__name__}); see the log"))
-        if self.status.state != "paused":
-            self.status.state = "idle"
+                self._patience.back_off(Later(f"a fault of ours ({type(error).__name__}); see the log"))
+        self._patience.doing("idle")
 
     # -- taking
 
     async def _round(self) -> None:
         await self._something()
-        await self._hold()
+        await self._patience.hold()
         batch = await self._take()
         if batch is None:
             return
@@ -237,11 +229,10 @@ class Courier:
     async def _something(self) -> None:
         """Wait until the lane holds records."""
         while not self._state().pending:
-            if self._paused is None:
-                self.status.state = "idle"
+            self._patience.doing("idle")
             self._since_ms, self.hurried = None, False
             self._common.changed.set()
-            await self._wait(self.arrived, None)
+            await self._patience.wait(self.arrived, None)
         if self._since_ms is None:
             self._since_ms = self._common.clock.boot_ms()
 
@@ -250,21 +241,25 @@ class Courier:
         try:
             verdict = await self._common.keeper.ready()
             if verdict is not None:
-                self._pause(verdict.reason) if isinstance(verdict, Paused) else self._back_off(verdict)
+                if isinstance(verdict, Paused):
+                    self._patience.pause(verdict.reason)
+                else:
+                    self._patience.back_off(verdict)
                 return None
             gate, limits = self._common.keeper.gate(), self._common.sizes.limits(self.lane.kind, clock.boot_ms())
-            before = self._state()
+            before, self._erasures = self._state(), source.erasures
             self.arrived.clear()
             found = await source.take(self.lane, limits, gate)
         except Unknown:
-            self._back_off(Later("the buffer cannot be used now"))
+            self._patience.back_off(Later("the buffer cannot be used now"))
             return None
         if isinstance(found, Wait):
-            if self._paused is None:
-                self.status.state = "idle"
+            self._patience.doing("idle")
             seconds = 60.0 if found.until_ms is None else (found.until_ms - gate.now_ms) / 1000
             self._common.changed.set()
-            await self._wait(self.arrived, min(max(seconds, 0.01), 600.0))
+            if await self._patience.wait(self.arrived, min(max(seconds, 0.01), 600.0)) and not self.hurried:
+                # what came may leave earlier than what waits, yet not every arrival is worth a look
+                await self._patience.wait(self._patience.nudged, min(self._config.batch.linger, max(seconds, 0.01)))
             return None
         if found is None or await self._grew(found, limits, before):
             return None
@@ -281,14 +276,14 @@ class Courier:
         begun = max(self._sent_ms, self._since_ms if self._since_ms is not None else now)
         left_ms = begun + linger_ms - now
         full = batch.count >= limits.max_records or len(batch.body) >= limits.max_bytes * 0.95
-        if full or left_ms <= 0 or batch.from_aside or self.hurried or self._in_trouble:
+        if full or left_ms <= 0 or batch.from_aside or self.hurried or self._patience.in_trouble:
             return False
         head, position = batch.spans[0].chunk, batch.spans[0].start
-        newly_come = (head.id & ((1 << 40) - 1)) > self._seen_seq
+        newly_come = (head.id & ((1 << SEQ_BITS) - 1)) > self._seen_seq
         if not newly_come and KINDS[self.lane.kind].time_ms(head.record(position)) <= self._horizon_ms:
             return False  # it could have gone with the last one, so more waits behind it
         self._common.source.release(batch)
-        self.status.state = "idle"
+        self._patience.doing("idle")
         while left_ms > 0 and not self.hurried:
             state = self._state()
             if (
@@ -296,7 +291,7 @@ class Courier:
                 or state.bytes - before.bytes >= limits.max_bytes - len(batch.body)
             ):
                 break
-            await self._wait(self.arrived, left_ms / 1000)
+            await self._patience.wait(self.arrived, left_ms / 1000)
             left_ms = begun + linger_ms - self._common.clock.boot_ms()
         return True
 
@@ -306,9 +301,15 @@ class Courier:
         if self._in_wave and batch.parked and state.pending > state.aside:
             await self._park(batch)  # a probe must reach what nobody has judged
             return True
-        if not self._denied or batch.parked:
+        if not self._denied:
             return False
         groups = _by_type(batch)
+        if batch.parked:
+            now = self._common.clock.boot_ms()
+            if all(self._denied.get(label, 0) > now for label in groups):
+                await self._park(batch)  # one of them finds out for all
+                return True
+            return False
         denied = [i for label, indices in groups.items() if label in self._denied for i in indices]
         if denied:
             await self._park(batch.pick(denied))
@@ -320,10 +321,9 @@ class Courier:
     async def _work(self, batch: Batch) -> None:
         if not self._pieces:
             self._pieces.append(_Piece(batch))
-        erasures = self._common.source.erasures
         while self._pieces:
-            await self._hold()
-            if self._common.source.erasures != erasures:
+            await self._patience.hold()
+            if self._common.source.erasures != self._erasures:
                 return  # somebody was forgotten: take again what is left
             piece = self._head()
             part = piece.part
@@ -342,20 +342,16 @@ class Courier:
                 case TooLarge():
                     await self._too_large(piece, part, outcome)
                 case Paused():
-                    self._pause(outcome.reason)
+                    self._patience.pause(outcome.reason)
                 case Forbidden():
                     await self._forbidden(piece, part, outcome)
                 case _:
                     assert_never(outcome)
 
-    @property
-    def _in_trouble(self) -> bool:
-        return self._paused is not None or self._failures >= OUTAGE
-
     def _head(self) -> _Piece:
         """The piece to go on with; after an outage or while paused only a few of it are sent."""
         piece = self._pieces[0]
-        if not self._in_trouble:
+        if not self._patience.in_trouble:
             piece.probe = None
         elif piece.part.count > PROBE:
             piece.shrink()
@@ -375,14 +371,13 @@ class Courier:
         await self._common.within_rate(part.count)
         if self._common.stop.is_set():
             raise Stopped
-        if self._paused is None:
-            self.status.state = "sending"
+        self._patience.doing("sending")
         outcome = await self._common.upstream.deliver(part)
         if (tally := self._common.tally) is not None:
             kind = self.lane.kind
             tally.add("delivery_requests", kind=kind, outcome=type(outcome).__name__.lower())
             tally.add("delivery_bytes", len(part.body), kind=kind)
-            if self._failures:
+            if self._patience.failures:
                 tally.add("delivery_retries", kind=kind)
         return outcome
 
@@ -405,7 +400,7 @@ class Courier:
             piece.tries += 1
             if piece.tries >= STUCK and await self._suspect(piece, part, outcome):
                 return
-        self._back_off(outcome)
+        self._patience.back_off(outcome)
 
     async def _suspect(self, piece: _Piece, part: Batch, outcome: Later) -> bool:
         """The same batch fails again and again. True when something else can be tried at once."""
@@ -431,7 +426,7 @@ class Courier:
             piece.shrink()
         elif not self._parked_blind:
             self._parked_blind = True
-            await self._park(part, seconds=self._delay_s(None))
+            await self._park(part, seconds=self._patience.delay_s(self._patience.failures))
             self._refused_part(piece, ())
         return False
 
@@ -440,7 +435,7 @@ class Courier:
         if self._in_wave:
             await self._park(part)
             self._set_aside(piece)
-            self._pause_again()
+            self._patience.pause(self._patience.paused or "a wave of refusals")
         elif part.count > 1:
             self._refused_part(piece, outcome.hints)
         else:
@@ -481,10 +476,11 @@ class Courier:
         if part.parked:
             await self._park(part)
             self._set_aside(piece)
+            self._deny(groups)
         elif len(groups) > 1:
             await self._apart(piece, part, groups, outcome)
         else:
-            self._pause(outcome.reason)
+            self._patience.pause(outcome.reason)
 
     async def _apart(self, piece: _Piece, part: Batch, groups: dict[str, list[int]], outcome: Forbidden) -> None:
         """Try the event types one by one: those that are refused wait aside, if any other passes."""
@@ -506,15 +502,19 @@ class Courier:
         if permitted:
             for group in refused.values():
                 await self._park(group)
-            self._denied |= refused.keys()
+            self._deny(refused)
             self._log.error("types.refused", types=sorted(refused), status=outcome.status)
         else:
             left.extend(refused.values())
-            self._pause(outcome.reason)
+            self._patience.pause(outcome.reason)
         if piece.search is not None:
             inside = set(piece.search.part)
             left.append(piece.batch.pick(i for i in piece.search.left if i not in inside))
         self._replace(*(_Piece(each) for each in left if each.count))
+
+    def _deny(self, labels: Iterable[str]) -> None:
+        again_ms = self._common.clock.boot_ms() + round(self._config.delivery.backoff_max * 1000)
+        self._denied.update(dict.fromkeys(labels, again_ms))
 
     # -- what becomes of pieces
 
@@ -578,14 +578,12 @@ class Courier:
                 stuck, seconds = str(error), self._config.delivery.pause_probe
             except Unknown:
                 failures += 1
-                stuck, seconds = "the buffer cannot be written", self._delay_s(None, failures)
-            self._pause(stuck, seconds)
-            await self._hold()
-        if stuck is not None and self._paused == stuck and not self._in_wave:
-            self._resumed()
+                stuck, seconds = "the buffer cannot be written", self._patience.delay_s(failures)
+            self._patience.pause(stuck, seconds)
+            await self._patience.hold()
+        if stuck is not None and self._patience.paused == stuck and not self._in_wave:
+            self._patience.resumed()
         self._common.changed.set()
-
-    # -- patience
 
     def _passed(self, part: Batch) -> None:
         """Records were accepted."""
@@ -594,88 +592,22 @@ class Courier:
         self._parked_blind = False
         self._in_wave = False
         if self._denied and part.parked:
-            self._denied -= _by_type(part).keys()
+            for label in _by_type(part):
+                self._denied.pop(label, None)
         self._answered(None)
 
     def _answered(self, said: str | None) -> None:
-        """The upstream dealt with our records: no outage, no reason to pause but a wave."""
-        self._failures = 0
-        self.status.attempts = 0
-        self.status.last_error = said
-        if self._paused is not None and not self._in_wave:
-            self._resumed()
-
-    def _resumed(self) -> None:
-        self._log.info("lane.resumed", was=self._paused)
-        self._paused = None
-        self.status.state, self.status.last_error = "sending", None
-        self._due_ms = self._floor_ms = 0
-        self._common.changed.set()
-
-    def _delay_s(self, outcome: Later | None, failures: int | None = None) -> float:
-        delivery = self._config.delivery
-        return delay_s(
-            self._failures if failures is None else failures,
-            base_s=delivery.backoff_base,
-            max_s=delivery.backoff_max,
-            chance=self._common.chance,
-            retry_after_s=None if outcome is None else outcome.retry_after_s,
-            retry_after_max_s=delivery.retry_after_max,
-        )
-
-    def _back_off(self, outcome: Later) -> None:
-        self._failures += 1
-        if not outcome.offline:
-            self.status.attempts += 1
-        self.status.last_error = outcome.reason
-        now = self._common.clock.boot_ms()
-        seconds = self._delay_s(outcome)
-        floor = min(outcome.retry_after_s or 0.0, self._config.delivery.retry_after_max)
-        if self._paused is not None:
-            seconds = max(seconds, self._config.delivery.pause_probe)
-        else:
-            self.status.state = "backing-off"
-        self._due_ms, self._floor_ms = now + round(seconds * 1000), now + round(floor * 1000)
-        self._log.info("lane.backing_off", reason=outcome.reason, failures=self._failures, seconds=round(seconds, 3))
-        self._common.changed.set()
-
-    def _pause(self, reason: str, seconds: float | None = None) -> None:
-        """Keep everything, raise an alarm, and probe after a while."""
-        if reason != self._paused:
-            self._log.error("lane.paused", reason=reason)
-        self._paused = reason
-        self.status.state, self.status.last_error = "paused", reason
-        probe_s = self._config.delivery.pause_probe if seconds is None else seconds
-        self._due_ms, self._floor_ms = self._common.clock.boot_ms() + round(probe_s * 1000), 0
-        self._common.changed.set()
+        """The upstream dealt with our records: no outage, and no reason to pause but a wave."""
+        self._patience.answered(said)
+        if not self._in_wave:
+            self._patience.resumed()
 
     def _pause_for_wave(self) -> None:
         self._in_wave = True
-        self._pause(
+        self._patience.pause(
             f"{self._wave.limit} of the last {self._wave.window} records were refused: nothing more is buried; "
             "look at the dead letters, then resume"
         )
-
-    def _pause_again(self) -> None:
-        if self._paused is not None:
-            self._pause(self._paused)
-
-    async def _hold(self) -> None:
-        """Wait until something may be sent. A nudge ends the wait, though not what the upstream asked for."""
-        while (left_ms := self._due_ms - self._common.clock.boot_ms()) > 0:
-            if not await self._wait(self.nudged, left_ms / 1000):
-                continue
-            self._due_ms = self._floor_ms
-        self.nudged.clear()
-        if self._common.stop.is_set():
-            raise Stopped
-
-    async def _wait(self, event: asyncio.Event, seconds: float | None) -> bool:
-        happened = await self._common.timer.wait(event, seconds)
-        event.clear()
-        if self._common.stop.is_set():
-            raise Stopped
-        return happened
 
     def _state(self) -> LaneState:
         return self._common.source.lane(self.lane) or LaneState(self.lane, 0)

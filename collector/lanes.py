@@ -10,8 +10,9 @@ import structlog
 
 from collector.buffer import LaneState
 from collector.config import Config
-from collector.courier import Common, Courier, LaneStatus, Source, Tally, Timekeeper, Upstream
+from collector.courier import Common, Courier, Source, Tally, Timekeeper, Upstream
 from collector.kinds import Lane
+from collector.patience import LaneStatus
 from collector.sizes import LearnedSizes
 from collector.waiting import SystemTimer, Timer
 from collector.work import Work

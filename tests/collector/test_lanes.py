@@ -204,6 +204,24 @@ async def test_a_steady_trickle_makes_one_request_per_linger(tmp_path: Path) -> 
     assert scene.upstream.stored == Counter(numbered(200))
 
 
+async def test_while_nothing_may_leave_yet_the_buffer_is_hardly_asked(tmp_path: Path) -> None:
+    async with world(tmp_path) as scene:
+        scene.keeper.margin_ms, takes, take = 60_000, [], scene.buffer.take
+
+        async def counted(*args: Any) -> Any:
+            takes.append(scene.clock.now)
+            return await take(*args)
+
+        scene.buffer.take = counted  # type: ignore[method-assign]
+        begun = scene.clock.now
+        for i in range(300):
+            await scene.accept([f"s{i}"], time=format_ms(scene.clock.wall_ms()))
+            await scene.after(0.05)
+        seconds = (scene.clock.now - begun) / 1000
+        assert len(takes) <= 2 * seconds + 2
+        assert not scene.upstream.requests
+
+
 async def test_the_margin_is_never_skipped_not_even_by_a_drain(tmp_path: Path) -> None:
     async with world(tmp_path, clock=ClockConfig(margin=2)) as scene:
         scene.keeper.margin_ms = 2_000
@@ -633,6 +651,9 @@ async def test_event_types_that_are_refused_wait_aside_and_the_others_flow(tmp_p
         await scene.buffer.append([parcel([typed(f"t{i}", *kinds[i % 4]) for i in range(8)])])
         await scene.until(lambda: scene.ledger["delivered"] == 44, 100)
         assert sum(salts[0].startswith("t") for _, _, salts, _ in scene.upstream.requests) == 1, "known by now"
+        before = len(scene.upstream.requests)
+        await scene.after(7200)
+        assert len(scene.upstream.requests) - before <= 2 * 7200 / 300 + 4, "one of each type finds out for all"
         forbidding(scene)
         await scene.empty()
         await scene.buffer.append([parcel([typed(f"u{i}", *kinds[i % 4]) for i in range(8)])])
