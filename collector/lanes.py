@@ -13,6 +13,7 @@ from collector.config import Config
 from collector.courier import Common, Courier, Source, Tally, Timekeeper, Upstream
 from collector.kinds import Lane
 from collector.patience import LaneStatus
+from collector.retry import Wave
 from collector.sizes import LearnedSizes
 from collector.waiting import SystemTimer, Timer
 from collector.work import Work
@@ -64,6 +65,8 @@ class Lanes:
         chance: Callable[[], float] = random.random,
         tally: Tally | None = None,
     ) -> None:
+        """Raises ValueError, saying what is wrong, for a ``dead.wave`` that is none."""
+        Wave.parse(config.dead.wave)
         self._buffer = buffer
         self._common = Common(
             buffer,
