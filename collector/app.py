@@ -30,7 +30,7 @@ from collector.kinds import Lane, Parcel
 from collector.lanes import Lanes
 from collector.logs import logger
 from collector.operations import BufferOperations
-from collector.server import Check, Server
+from collector.server import SHUTDOWN_S, Check, Server
 from collector.settings import Settings, embedded
 from collector.status import State, status_of
 from collector.tokens import AdminToken, Tokens
@@ -49,11 +49,33 @@ QUIET_S: Final = 1.0
 REVIVE_EVERY_S: Final = 30.0
 FAILED_FOR_S: Final = 600.0
 """A buffer that stays failed for so long ends the sidecar."""
+STUCK_ROUNDS: Final = 2
+"""Looks, REVIVE_EVERY_S apart, that may find the disk busy with the same transaction: then it is not alive, and after
+twice as many the sidecar ends. Counted, not timed: a process that was stopped for hours is not stuck."""
 EXPIRE_EVERY_S: Final = 3600.0
+TROUBLE_EVERY_S: Final = 60.0
 
 
 class CollectorFailed(Exception):
     """A part of the collector died; the process should end so that a supervisor starts it again."""
+
+
+class LoopTrouble:
+    """What asyncio has to tell, in a line: its own report quotes objects, and so maybe records, with a traceback.
+
+    The same message is said once a minute: a process without descriptors fails to accept every second.
+    """
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+
+    def __call__(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        message, error = str(context["message"]), context.get("exception")
+        now = time.monotonic()
+        if now - self._said.get(message, -TROUBLE_EVERY_S) >= TROUBLE_EVERY_S:
+            self._said[message] = now
+            why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else None
+            log.error("loop trouble", what=message, error=type(error).__name__ if error else None, why=why)
 
 
 class Parts:
@@ -69,6 +91,8 @@ class Parts:
         self.failure: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
+        self._stuck = 0
+        self._under_way: int | None = None
 
     # -- opening and closing ------------------------------------------------------------------
 
@@ -93,8 +117,9 @@ class Parts:
         )
         self.upstream = HttpUpstream(self.http, self.credentials)
         self.lanes = Lanes(
-            self.buffer, self.upstream, self.keeper, config, clock=self.clock, timer=self.timer, tally=self.counters
-        )
+            self.buffer, self.upstream, self.keeper, config, clock=self.clock, timer=self.timer, tally=self.counters,
+            on_end=self._ended,
+        )  # fmt: skip
         self.server = Server(
             config,
             Ingest(config, self.clock, self.keeper.upstream.known_ms),
@@ -111,6 +136,7 @@ class Parts:
             await self.buffer.close()
             await self.http.close()
             raise
+        self.buffer.writer.add_done_callback(self._ended)
         self._begin(self.keeper.run(self._stop), "clock")
         await self.lanes.start()
         self._begin(self._watch(), "watch")
@@ -131,11 +157,13 @@ class Parts:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """A part that ends while the collector runs must not leave it healthy but idle."""
-        if self._stop.is_set() or task.cancelled():
+        if self._stop.is_set():
             return
-        error = task.exception()
-        log.critical("part died", part=task.get_name(), error=type(error).__name__ if error else None)
-        self.failure = CollectorFailed(f"{task.get_name()} ended: {error!r}")
+        error = None if task.cancelled() else task.exception()
+        why = "cancelled" if task.cancelled() else type(error).__name__ if error else "ended"
+        log.critical("part died", part=task.get_name(), why=why)
+        # the type alone: a message may quote what it choked on
+        self.failure = self.failure or CollectorFailed(f"{task.get_name()} died ({why})")
         self.state = "failed"
 
     async def close(self) -> None:
@@ -145,9 +173,9 @@ class Parts:
         self.server.accepting = False
         if self.config.shutdown.drain:
             await self.lanes.drain(max(0.0, deadline - time.monotonic() - QUIET_S))
-        if self.server.addresses:
-            await self._quiet(deadline - QUIET_S)
-        await self.server.close()
+        if self.server.addresses and self.failure is None:
+            await self._quiet(deadline - QUIET_S - SHUTDOWN_S)
+        await self.server.close(min(SHUTDOWN_S, max(0.1, deadline - time.monotonic())))
         self._stop.set()
         await self.lanes.stop(max(0.0, deadline - time.monotonic()))
         for task in self._tasks:
@@ -175,13 +203,14 @@ class Parts:
         keep = self.config.dead.keep
         while not await self.timer.wait(self._stop, REVIVE_EVERY_S):
             now = time.monotonic()
+            self._look_for_stuck()
             if self.buffer.failed is None:
                 failed_since = None
             else:
                 failed_since = failed_since or now
                 if await self.buffer.revive():
                     failed_since = None
-                    self.lanes.resume()
+                    self.lanes.nudge()
                 elif now - failed_since > FAILED_FOR_S:
                     self.failure = BufferUnusable(self.buffer.path, f"it failed for ten minutes: {self.buffer.failed}")
                     self.state = "failed"
@@ -189,6 +218,15 @@ class Parts:
                 expired = now
                 if count := await deadletters.expire(self.buffer, parse_duration(keep)):
                     log.warning("dead letters discarded", count=count, older_than=keep)
+
+    def _look_for_stuck(self) -> None:
+        """A disk that hangs, or a connection whose thread is gone, ends no transaction and raises nothing."""
+        seen, self._under_way = self._under_way, self.buffer.under_way
+        self._stuck = self._stuck + 1 if seen is not None and seen == self._under_way else 0
+        if self._stuck >= 2 * STUCK_ROUNDS and self.failure is None:
+            log.critical("buffer stuck", path=str(self.buffer.path))
+            self.failure = BufferUnusable(self.buffer.path, "a transaction does not end: the disk hangs")
+            self.state = "failed"
 
     # -- what the server asks -----------------------------------------------------------------
 
@@ -206,6 +244,7 @@ class Parts:
         used, usable = self.buffer.used_bytes, self.buffer.sizes.usable
         return [
             Check("buffer", self.buffer.failed is None, self.buffer.failed or str(self.buffer.path), vital=True),
+            Check("disk", self._stuck < STUCK_ROUNDS, "" if self._stuck < STUCK_ROUNDS else "hangs", vital=True),
             Check("parts", alive, "" if alive else str(self.failure), vital=True),
             Check("space", not self.buffer.is_full, f"{used * 100 // usable} % of the buffer used"),
             Check("state", self.state in ("running", "draining"), self.state),
@@ -332,6 +371,7 @@ class Collector:
 
             def live() -> None:
                 loop = asyncio.new_event_loop()
+                loop.set_exception_handler(LoopTrouble())
                 try:
                     parts = loop.run_until_complete(_opened(self._settings))
                 except BaseException as error:
@@ -364,7 +404,7 @@ class Collector:
             self._closed = True
             parts, loop, thread = self._parts, self._loop, self._thread
             self._parts = None
-        if parts is None or loop is None or thread is None:
+        if parts is None or loop is None or thread is None or not thread.is_alive():
             return
         try:
             asyncio.run_coroutine_threadsafe(parts.close(), loop).result()
@@ -408,7 +448,7 @@ class Collector:
 
         async def again(parts: Parts) -> None:
             parts.credentials.reload()
-            parts.lanes.resume()
+            parts.lanes.nudge()
 
         self._on_loop(again)
 
@@ -428,7 +468,9 @@ class Collector:
     @property
     def failure(self) -> Exception | None:
         """Why it cannot go on; None while it can. A sidecar ends then, an embedded collector never ends its host."""
-        parts = self._parts
+        parts, thread = self._parts, self._thread
+        if parts is not None and thread is not None and not thread.is_alive():
+            return CollectorFailed("its thread ended")
         return None if parts is None else parts.failure
 
     def __enter__(self) -> Self:

@@ -116,6 +116,8 @@ class Buffer:
     """The disk is full: only settling goes on, out of the reserve."""
     _looked_ms: int = 0
     _writer: "asyncio.Task[None] | None" = None
+    _hops: int = 0
+    _hopping: bool = False
     erasures: int = 0
     """Rises with every `erase`: a batch in hand from before may hold what was erased and must be taken again."""
     failed: str | None = None
@@ -173,8 +175,7 @@ class Buffer:
         """Commit what is queued, then let go of the file."""
         self._closing = True
         self._wake.set()
-        if self._writer is not None:
-            await self._writer
+        await asyncio.wait((self.writer,))
         try:
             await self._db.close()
         finally:
@@ -199,7 +200,12 @@ class Buffer:
                 self._reserve.grow_log()
 
     async def _hop(self, unit: Callable[[sqlite3.Connection], Any]) -> None:
-        await hop(self._db, unit)
+        self._hops += 1
+        self._hopping = True
+        try:
+            await hop(self._db, unit)
+        finally:
+            self._hopping = False
 
     # -- the four verbs -----------------------------------------------------------------------
 
@@ -260,6 +266,17 @@ class Buffer:
 
     # -- what is known without asking the file ------------------------------------------------
 
+    @property
+    def writer(self) -> "asyncio.Task[None]":
+        """The task that alone touches the file; it ends with `close` and at no other time."""
+        assert self._writer is not None
+        return self._writer
+
+    @property
+    def under_way(self) -> int | None:
+        """The number of the transaction the disk is busy with; None while it rests."""
+        return self._hops if self._hopping else None
+
     def lanes(self) -> list[LaneState]:
         """Every lane ever used, as last committed."""
         return sorted(self._lanes.values(), key=lambda state: state.lane)
@@ -308,7 +325,15 @@ class Buffer:
             await self._wake.wait()
             self._wake.clear()
             while self._queue:
-                await self._commit(self._next_group())
+                group = self._next_group()
+                try:
+                    await self._commit(group)
+                except BaseException as error:
+                    # nobody is left to answer: who waits is told now, who comes later at once
+                    for op in group:
+                        op.fail(Unknown(f"the writer died ({type(error).__name__})"))
+                    self._fail(f"its writer died ({type(error).__name__})")
+                    raise
             self._idle.set()
             if self._closing:
                 return
@@ -449,13 +474,17 @@ class Buffer:
         else:
             self.failed = "three commits failed within a minute" if len(self._failures) >= FAILURES_MAX else None
         if self.failed is not None:
-            log.critical("buffer_failed", path=str(self.path), why=self.failed)
-            while self._queue:
-                self._queue.popleft().fail(Unknown(self.failed))
+            self._fail(self.failed)
+
+    def _fail(self, why: str) -> None:
+        self.failed = why
+        log.critical("buffer_failed", path=str(self.path), why=why)
+        while self._queue:
+            self._queue.popleft().fail(Unknown(why))
 
     async def revive(self) -> bool:
         """Try a failed buffer again; True when it works."""
-        if self.failed is not None:
+        if self.failed is not None and not self.writer.done():
             self._failures = []
             await self._reopen()
         return self.failed is None

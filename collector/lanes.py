@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import structlog
-
 from collector.buffer import LaneState
 from collector.config import Config
 from collector.courier import Common, Courier, Source, Tally, Timekeeper, Upstream
 from collector.kinds import Lane
+from collector.logs import logger
 from collector.patience import LaneStatus
 from collector.retry import Wave
 from collector.sizes import LearnedSizes
@@ -21,7 +20,7 @@ from tracker.time import Clock, SystemClock
 
 __all__ = ["LaneStatus", "Lanes", "Undelivered", "Upstream"]
 
-log = structlog.get_logger()
+log = logger("lanes")
 T = TypeVar("T")
 
 
@@ -64,10 +63,14 @@ class Lanes:
         timer: Timer | None = None,
         chance: Callable[[], float] = random.random,
         tally: Tally | None = None,
+        on_end: Callable[["asyncio.Task[None]"], None] | None = None,
     ) -> None:
-        """Raises ValueError, saying what is wrong, for a ``dead.wave`` that is none."""
+        """`on_end` hears of a courier that ended: its lane would else stand still for ever.
+
+        Raises ValueError, saying what is wrong, for a ``dead.wave`` that is none."""
         Wave.parse(config.dead.wave)
         self._buffer = buffer
+        self._on_end = on_end
         self._common = Common(
             buffer,
             upstream,
@@ -157,7 +160,9 @@ class Lanes:
         courier = self._couriers.get(lane)
         if courier is None:
             courier = self._couriers[lane] = Courier(lane, self._common)
-            self._tasks[lane] = asyncio.create_task(courier.run(), name=f"tillpost-{lane}")
+            task = self._tasks[lane] = asyncio.create_task(courier.run(), name=f"tillpost-{lane}")
+            if self._on_end is not None:
+                task.add_done_callback(self._on_end)
         courier.arrived.set()
 
     def _undelivered(self) -> list[Undelivered]:

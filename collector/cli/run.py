@@ -4,6 +4,7 @@ import contextlib
 import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CHECK_S: Final = 1.0
+_SLACK_S: Final = 5.0
+"""Beyond the grace, for closing the buffer."""
 _PASSING: Final = frozenset({"tmpfs", "ramfs", "overlay", "aufs", "fuse-overlayfs"})
 """File systems that end with the machine or the container."""
 
@@ -72,6 +75,7 @@ def run(
     settings = load_settings(config_file, buffer, listen, upstream, assigned).check()
     from collector import logs  # structlog's import costs more than all the rest of a command
 
+    _dump_no_core()
     logs.configure(settings.config.log.level, settings.config.log.format)
     log = logs.logger("run")
     path = Path(settings.config.buffer.path).absolute()
@@ -81,7 +85,7 @@ def run(
     with _signals() as signals, started(settings) as collector:
         for url in collector.urls:
             log.info("listening", url=url)
-        return _serve(collector, signals, log)
+        return _serve(collector, signals, log, settings.config.shutdown.grace)
 
 
 @contextlib.contextmanager
@@ -97,18 +101,18 @@ def started(settings: Settings) -> Iterator["Collector"]:
         collector.close()
 
 
-def _serve(collector: "Collector", signals: "queue.SimpleQueue[int]", log: Any) -> int:
-    """Returns when it is time to stop. Raises what the collector failed of."""
+def _serve(collector: "Collector", signals: "queue.SimpleQueue[int]", log: Any, grace_s: float) -> int:
+    """Returns when it is time to stop. Raises what the collector failed of. Either way the process ends soon."""
     while True:
         try:
             number = signals.get(timeout=_CHECK_S)
         except queue.Empty:
             failure = collector.failure
-            if isinstance(failure, BufferUnusable):
-                raise failure from None
-            if failure is not None:
-                raise click.ClickException(str(failure)) from None
-            continue
+            if failure is None:
+                continue
+            unusable = isinstance(failure, BufferUnusable)
+            _end_within(grace_s + _SLACK_S, 4 if unusable else 1, log)
+            raise failure if unusable else click.ClickException(str(failure)) from None
         if number == getattr(signal, "SIGHUP", None):
             collector.reload()
             log.info("credentials read again")
@@ -117,7 +121,28 @@ def _serve(collector: "Collector", signals: "queue.SimpleQueue[int]", log: Any) 
         for again in (signal.SIGTERM, signal.SIGINT):
             # What was acknowledged is on the disk, so an end without goodbye is as good as a power cut.
             signal.signal(again, lambda *_: os._exit(0))
+        _end_within(grace_s + _SLACK_S, 0, log)
         return 0
+
+
+def _end_within(seconds: float, code: int, log: Any) -> None:
+    """End the process by then, whatever hangs: a disk that answers no more keeps threads from ending."""
+
+    def end() -> None:
+        log.critical("gave up stopping", seconds=seconds)
+        os._exit(code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _dump_no_core() -> None:
+    """A core file would hold keys and records."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 @contextlib.contextmanager
