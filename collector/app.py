@@ -46,6 +46,8 @@ log = logger("collector")
 
 QUIET_S: Final = 1.0
 """A stopping collector takes records until none came for this long."""
+CLOSING_S: Final = 4.0
+"""The least time for the last commit and checkpoint, beyond the grace if need be; a disk that hangs ends nothing."""
 REVIVE_EVERY_S: Final = 30.0
 FAILED_FOR_S: Final = 600.0
 """A buffer that stays failed for so long ends the sidecar."""
@@ -184,7 +186,11 @@ class Parts:
         await self.keeper.close()
         await self.credentials.close()
         await self.http.close()
-        await self.buffer.close()
+        closing = asyncio.create_task(self.buffer.close(), name="tillpost-closing")
+        if (await asyncio.wait((closing,), timeout=max(CLOSING_S, deadline - time.monotonic())))[1]:
+            log.critical("buffer does not close", path=str(self.buffer.path))
+            return
+        closing.result()
         self.state = "stopped"
         log.info("closed", pending=self.buffer.ledger()["pending"])
 

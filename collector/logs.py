@@ -6,7 +6,9 @@ A library configures nothing for its host: `logger` speaks to the standard ``log
 
 import logging
 import sys
+import traceback
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any, Final, Literal, TextIO
 
 import structlog
@@ -19,7 +21,7 @@ def logger(name: str) -> FilteringBoundLogger:
     """A logger for one part, ``logger("lanes").info("paused", lane=str(lane))``; independent of structlog's globals."""
     wrapped: FilteringBoundLogger = structlog.wrap_logger(
         logging.getLogger(f"{ROOT}.{name}"),
-        processors=[structlog.stdlib.filter_by_level, structlog.processors.format_exc_info, _as_record],
+        processors=[structlog.stdlib.filter_by_level, _where, _as_record],
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
@@ -37,11 +39,31 @@ def configure(level: str, form: Literal["auto", "text", "json"], stream: TextIO 
     logging.getLogger(ROOT).setLevel(level.upper())
     logging.captureWarnings(True)
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, structlog.processors.format_exc_info, _as_record],
+        processors=[structlog.stdlib.filter_by_level, _where, _as_record],
         logger_factory=lambda *_: logging.getLogger(ROOT),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _where(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Turn the exception at hand, if the line is about one, into words."""
+    given = event.pop("exc_info", None)
+    if given:
+        event["exception"] = _told(given if isinstance(given, BaseException) else sys.exception())
+    return event
+
+
+def _told(error: BaseException | None) -> str:
+    """An exception's type and the way it took, not what it says: a library's message may quote a record."""
+    told = []
+    while error is not None:
+        way = reversed(traceback.extract_tb(error.__traceback__))
+        told.append(
+            " < ".join([type(error).__name__, *(f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in way)])
+        )
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return ", after ".join(told)
 
 
 def _as_record(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[str], dict[str, Any]]:
@@ -69,5 +91,5 @@ class _Formatter(logging.Formatter):
             **getattr(record, "tillpost_facts", {}),
         }
         if record.exc_info:
-            event["exception"] = self.formatException(record.exc_info)
+            event["exception"] = _told(record.exc_info[1])
         return str(self._render(None, "", self._stamp(None, "", event)))

@@ -48,15 +48,22 @@ def test_on_a_terminal_lines_are_text(untouched: None) -> None:
     assert "lane=events/email/live" in stream.getvalue()
 
 
-def test_an_exception_stays_on_one_line(untouched: None) -> None:
+def test_an_exception_is_one_line_that_says_where_and_quotes_nothing(untouched: None) -> None:
     stream = io.StringIO()
     logs.configure("info", "json", stream)
     try:
-        raise ValueError("unexpected")
-    except ValueError:
+        try:
+            json.loads("anna@example.com")
+        except ValueError as error:
+            raise KeyError("anna@example.com") from error
+    except KeyError:
         logs.logger("lanes").exception("failed")
-    assert stream.getvalue().count("\n") == 1
-    assert "ValueError: unexpected" in json.loads(stream.getvalue())["exception"]
+        logging.getLogger("library").exception("failed too")
+    for line in map(json.loads, stream.getvalue().splitlines()):
+        assert line["exception"].startswith("KeyError < test_logs.py:")
+        assert ", after JSONDecodeError < decoder.py:" in line["exception"]
+    assert stream.getvalue().count("\n") == 2
+    assert "anna" not in stream.getvalue()
 
 
 def test_lines_of_libraries_and_of_plain_structlog_come_the_same_way(untouched: None) -> None:
