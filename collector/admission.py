@@ -19,7 +19,7 @@ EVERYTHING, ONE_LANE, BULK = 0.95, 0.80, 0.70
 """Shares of `Sizes.usable` that may fill (guarantee G7)."""
 
 
-class Full(Exception):  # noqa: N818
+class Full(Exception):
     """No room: nothing of the request was stored. `retry_after_s` says when to try again."""
 
     def __init__(self, what: str, retry_after_s: float = RETRY_AFTER_S) -> None:

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
-import structlog
 
 from collector.batcher import Gate
 from collector.buffer import Unknown
 from collector.config import ClockConfig, DeliveryConfig
 from collector.credentials import Exchange
+from collector.logs import logger
 from collector.outcomes import Answer, Later, Paused
 from collector.retry import delay_s, parse_http_date_ms
 from collector.waiting import Shared, Timer
@@ -34,7 +34,7 @@ from collector.work import Work
 from tracker.time import Clock, parse_ms
 from tracker.wire import ClockHeader
 
-log = structlog.get_logger()
+log = logger("clock")
 T = TypeVar("T")
 
 SERVER_TIME_PATH: Final = "/v4/server/time"

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, assert_never
 
 import orjson
-import structlog
 
 from collector import batcher
 from collector.batcher import Aside, Dead, Fate, Gate, Limits, Wait
@@ -23,6 +22,7 @@ from collector.chunks import Batch
 from collector.config import Config
 from collector.isolate import Search
 from collector.kinds import KINDS, Lane
+from collector.logs import logger
 from collector.outcomes import Delivered, Forbidden, Later, Outcome, PartlyRejected, Paused, Rejected, TooLarge
 from collector.patience import LaneStatus, Patience, Stopped
 from collector.retry import Wave
@@ -31,12 +31,14 @@ from collector.waiting import Timer
 from collector.work import SEQ_BITS
 from tracker.time import Clock
 
-log = structlog.get_logger()
+log = logger("lanes")
 
 PROBE: Final = 10
 """Records of a small batch that finds out whether the upstream is back."""
 STUCK: Final = 4
 """After so many server faults on one batch, and others passing meanwhile, it is suspected itself."""
+STUCK_ALONE: Final = 8
+"""After so many of them with nothing else passing, small batches find out whether it is the upstream or a record."""
 _TYPES_MAX: Final = 20
 """More kinds of events than this are told apart by type only."""
 _PAUSED_PARK: Final = 10
@@ -349,9 +351,12 @@ class Courier:
                     assert_never(outcome)
 
     def _head(self) -> _Piece:
-        """The piece to go on with; after an outage or while paused only a few of it are sent."""
+        """The piece to go on with; while paused, or when it may itself be the trouble, only a few of it are sent.
+
+        After a mere outage it goes whole: the same bytes as before, and a backlog leaves in full batches.
+        """
         piece = self._pieces[0]
-        if not self._patience.in_trouble:
+        if self._patience.paused is None and piece.tries < STUCK_ALONE:
             piece.probe = None
         elif piece.part.count > PROBE:
             piece.shrink()
@@ -417,6 +422,8 @@ class Courier:
             else:
                 self._refused_part(piece, ())
             return True
+        if piece.tries < STUCK_ALONE:
+            return False
         # nobody passes, or nobody tries: let others of this lane show whether it is the upstream
         if piece.probe is not None:
             piece.move_on()

@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 import orjson
-import structlog
 
 from collector.config import UpstreamConfig
+from collector.logs import logger
 from collector.outcomes import Answer, Later, Paused
 from collector.secret import SecretUnavailable
 from collector.waiting import Shared
 from tracker.time import Clock
 
-log = structlog.get_logger()
+log = logger("credentials")
 
 LOGIN_PATH: Final = "/uauth/v2/auth/login/profile"
 RENEW_AT: Final = 0.8

@@ -20,7 +20,6 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import aiohttp
-import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
@@ -28,11 +27,12 @@ from collector.chunks import Batch
 from collector.config import UpstreamConfig
 from collector.credentials import Credentials
 from collector.kinds import KINDS
+from collector.logs import logger
 from collector.outcomes import BODY_MAX, Answer, Forbidden, Later, Outcome, Paused, Unauthorized, Verdict, judge
 from tracker.time import Clock, format_ms
 from tracker.wire import ACCEPTED_HEADER, PRIORITY_HEADER
 
-log = structlog.get_logger()
+log = logger("delivery")
 
 API_VERSION: Final = "4.4"
 _CONNECT_SHARE: Final = 0.9

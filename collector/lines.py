@@ -17,7 +17,7 @@ class Record(msgspec.Struct, frozen=True):
     body: bytes
 
 
-class Rejected(Exception):  # noqa: N818  a verdict on a line
+class Rejected(Exception):
     """A line that is no record; the message says why, without repeating its values."""
 
 

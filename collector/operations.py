@@ -39,7 +39,7 @@ class BufferOperations:
         return {"found": await search.find(self.buffer, _query(what))}
 
     async def forget(self, what: Mapping[str, Any]) -> dict[str, Any]:
-        """``{"count": n, "quarantined": [...]}``: what was erased, and files that may still hold some. Raises BadRequest."""
+        """``{"count": n, "quarantined": [...]}``: what was erased, and files that may hold more. Raises BadRequest."""
         erased = await search.forget(self.buffer, _query(what))
         folder = self.buffer.path.with_name(self.buffer.path.name + ".quarantine")
         return {**erased, "quarantined": sorted(str(file) for file in folder.glob("*"))}

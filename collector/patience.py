@@ -12,7 +12,7 @@ from collector.waiting import Timer
 from tracker.time import Clock
 
 OUTAGE: Final = 3
-"""After so many failures in a row a small batch goes first."""
+"""After so many failures in a row nobody waits for a batch to fill any more."""
 
 
 class Stopped(Exception):
@@ -65,7 +65,7 @@ class Patience:
 
     @property
     def in_trouble(self) -> bool:
-        """Whether only a small batch should find out how things are."""
+        """Whether to find out how things are comes before filling batches."""
         return self.paused is not None or self.failures >= OUTAGE
 
     def doing(self, state: str) -> None:

@@ -20,7 +20,7 @@ _FIRST_WAIT_S: Final = 0.25
 _LONGEST_WAIT_S: Final = 10.0
 
 
-class NotACollector(Exception):  # noqa: N818  it says what is the case
+class NotACollector(Exception):
     """What answers will never take these records; the message says why and what to do."""
 
 

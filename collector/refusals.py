@@ -19,7 +19,7 @@ _SHOWN_CHARS: Final = 256
 """A rejected value longer than this is not sent back."""
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """Nothing of the request was stored; the fields are the answer."""
 
     def __init__(

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-class SecretUnavailable(Exception):  # noqa: N818  it says what is the case, as BufferInUse does
+class SecretUnavailable(Exception):
     """A secret was named but cannot be read now; the message says which, where and why, never its value."""
 
 

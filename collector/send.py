@@ -24,7 +24,7 @@ WINDOW_LINES: Final = 500
 WINDOW_BYTES: Final = 1_000_000
 
 
-class SendFailed(Exception):  # noqa: N818  a verdict, told to a person
+class SendFailed(Exception):
     """Sending cannot go on; the message says why and what to do. What was confirmed stays confirmed."""
 
 

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
-import structlog
 
 from collector.batcher import Limits
 from collector.buffer import Unknown
 from collector.config import BatchConfig
+from collector.logs import logger
 from collector.work import Work
 
-log = structlog.get_logger()
+log = logger("lanes")
 T = TypeVar("T")
 
 QUIET_MS: Final = 3_600_000

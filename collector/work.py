@@ -20,7 +20,7 @@ SEQ_BITS: Final = 40
 """A chunk's id is its lane's id and its number within the lane: ``lane << 40 | seq``."""
 
 
-class DeadLettersFull(Exception):  # noqa: N818
+class DeadLettersFull(Exception):
     """`dead.max_size` is reached: nothing was buried."""
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import orjson
 import pytest
-from structlog.testing import capture_logs
 
 from collector.config import UpstreamConfig
 from collector.credentials import FRESH_MS, LOGIN_PATH, Given, LoginToken, judge_login, make_credentials, token_life_ms
 from collector.delivery import Http, HttpUpstream
 from collector.outcomes import Answer, Delivered, Forbidden, Later, Paused
 from collector.secret import Secret, SecretUnavailable
+from tests.collector.logged import capture_logs
 from tests.collector.scripted import Scripted, answer, close
 from tests.collector.test_delivery import batch_of
 from tracker.time import SystemClock
