@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, assert_never
 
-import orjson
+import msgspec
 
 from collector import batcher
 from collector.batcher import Aside, Dead, Fate, Gate, Limits, Wait
@@ -598,6 +598,8 @@ class Courier:
         self._common.passed_ms = self._common.clock.boot_ms()
         self._parked_blind = False
         self._in_wave = False
+        for piece in self._pieces:
+            piece.tries = min(piece.tries, STUCK)  # the upstream works: no more need for small batches
         if self._denied and part.parked:
             for label in _by_type(part):
                 self._denied.pop(label, None)
@@ -620,12 +622,19 @@ class Courier:
         return self._common.source.lane(self.lane) or LaneState(self.lane, 0)
 
 
+class _Label(msgspec.Struct):
+    type: str = ""
+    action: str = ""
+
+
+_label_of: Final = msgspec.json.Decoder(_Label).decode
+"""Skips everything else: a record may hold numbers that no parser turns into a value."""
+
+
 def _by_type(batch: Batch) -> dict[str, list[int]]:
     """Positions by what an upstream may permit apart: the event type, for custom events with their action."""
-    events: list[Any] = [orjson.loads(batch.record(i)) for i in range(batch.count)]
-    labels = [
-        f"custom:{event.get('action')}" if event.get("type") == "custom" else str(event.get("type")) for event in events
-    ]
+    events = [_label_of(batch.record(i)) for i in range(batch.count)]
+    labels = [f"custom:{event.action}" if event.type == "custom" else event.type for event in events]
     if len(set(labels)) > _TYPES_MAX:
         labels = [label.partition(":")[0] for label in labels]
     groups: dict[str, list[int]] = {}

@@ -47,7 +47,8 @@ async def page(buffer: Buffer, limit: int = 100, after: int = 0) -> dict[str, An
 def _as_json(body: bytes) -> msgspec.Raw:
     """The record as it was accepted, number for number."""
     try:
-        msgspec.json.decode(body)
+        body.decode()
+        _FIELDS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         # stored bytes that failed their checksum: shown as far as they can be read
         return msgspec.Raw(msgspec.json.encode(body.decode("utf-8", "replace")))

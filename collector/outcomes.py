@@ -244,13 +244,21 @@ def _partial(answer: Answer, batch: Records, items: Any) -> Verdict:
     for entry in errors:
         index = _index(entry, batch.count)
         if index is None:
-            parsed = parsed or [orjson.loads(batch.record(i)) for i in range(batch.count)]
+            parsed = parsed or [_read(batch.record(i)) for i in range(batch.count)]
             index = _by_value(entry, parsed)
         if index is None:
             clear = False
         else:
             rejected.setdefault(index, _reason(status, {}, [entry]))
     return PartlyRejected(status, rejected, clear, answer.excerpt())
+
+
+def _read(record: bytes) -> Any:
+    """None where it holds a number beyond all doubles, which is legal JSON and delivered as it is."""
+    try:
+        return orjson.loads(record)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _index(entry: Mapping[str, Any], count: int) -> int | None:
