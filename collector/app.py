@@ -22,6 +22,7 @@ from typing import Any, Final, Self, TypeVar
 from collector import deadletters, metrics
 from collector.buffer import Buffer
 from collector.clock import Keeper
+from collector.config import ConfigError
 from collector.credentials import make_credentials
 from collector.delivery import Http, HttpUpstream
 from collector.files import BufferInUse, BufferUnusable, beside
@@ -101,6 +102,10 @@ class Parts:
     async def open(self) -> None:
         """Open in the order a record travels, so that nothing is accepted that could not be kept."""
         config = self.config
+        try:
+            self.http = Http(config.upstream, self.clock)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         self.buffer = await Buffer.open(
             config.buffer.path,
             max_size=config.buffer.max_size,
@@ -108,7 +113,6 @@ class Parts:
             dead_max=config.dead.max_size,
             clock=self.clock,
         )
-        self.http = Http(config.upstream, self.clock)
         self.keeper = Keeper(
             self.http, self.buffer, self.clock, config.clock, delivery=config.delivery, timer=self.timer,
             chance=random.random,
