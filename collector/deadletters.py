@@ -12,6 +12,7 @@ from collector.work import Work
 from tracker.time import format_ms
 
 _RUNS = msgspec.msgpack.Decoder(tuple[Run, ...])
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 PAGE_MAX = 1000
 
 
