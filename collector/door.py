@@ -44,6 +44,7 @@ class Door(web.Server):
         self._sweeping: asyncio.TimerHandle | None = None
         self.head_s = head_s
         self.idle_s = idle_s
+        self._sweep_s = min(_SWEEP_S, head_s, idle_s)
 
     def __call__(self) -> "_Visitor":
         return _Visitor(self, loop=asyncio.get_running_loop(), **self._options)
@@ -55,7 +56,7 @@ class Door(web.Server):
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         if self._sweeping is None:
-            self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+            self._sweeping = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Let requests under way have their answers for that long, then hang up."""
@@ -66,7 +67,7 @@ class Door(web.Server):
     async def _attend(self, request: web.BaseRequest) -> web.StreamResponse:
         visitor = request.protocol
         assert isinstance(visitor, _Visitor)
-        visitor.since = inf
+        visitor.since, visitor.asked = inf, True
         try:
             return await self._handle(request)
         finally:
@@ -80,17 +81,19 @@ class Door(web.Server):
             assert isinstance(visitor, _Visitor)
             if now - visitor.since > visitor.patience_s:
                 visitor.hang_up()
-        self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep) if visitors else None
+        self._sweeping = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep) if visitors else None
 
 
 class _Visitor(web.RequestHandler):
     """One connection, and since when we wait for its next request."""
 
-    __slots__ = ("_door", "heard", "patience_s", "since")
+    __slots__ = ("_door", "asked", "heard", "patience_s", "since")
 
     def __init__(self, door: Door, **options: Any) -> None:
         super().__init__(door, **options)
         self._door = door
+        self.asked = False
+        """Whether there was a request; what comes after may be the rest of its body."""
         self.expect(door.head_s)
 
     def expect(self, patience_s: float) -> None:
@@ -113,6 +116,6 @@ class _Visitor(web.RequestHandler):
         super().data_received(data)
 
     def hang_up(self) -> None:
-        if self.heard and isinstance(self.transport, asyncio.Transport):
+        if self.heard and not self.asked and isinstance(self.transport, asyncio.Transport):
             self.transport.write(_LATE)
         self.force_close()

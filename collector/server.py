@@ -46,6 +46,8 @@ IN_FLIGHT_BYTES: Final = 64 * 1024 * 1024
 """Bodies held in memory at once; beyond it the next request is asked to come back."""
 SHUTDOWN_S: Final = 2.0
 """How long `close` waits for answers that are on their way, twice at the worst."""
+LINGER_S: Final = 2.0
+"""How long the rest of a body that was refused is read, so that its sender gets to see the answer."""
 MAX_CONNECTIONS: Final = 1000
 _ADMIN_CONNECTIONS: Final = 16
 _OTHER_FILES: Final = 64
@@ -175,7 +177,8 @@ class Server:
         door = Door(
             partial(self._handle, loopback=listener.loopback, admin=admin),
             max_connections=_ADMIN_CONNECTIONS if admin else max(1, self._max_connections // shares),
-            head_s=head_s, idle_s=idle_s, access_log=None, logger=_SILENT, auto_decompress=False,
+            head_s=head_s, idle_s=idle_s, lingering_time=LINGER_S,
+            access_log=None, logger=_SILENT, auto_decompress=False,
         )  # fmt: skip
         self._doors.append(door)
         loop = asyncio.get_running_loop()
