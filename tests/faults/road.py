@@ -22,7 +22,7 @@ End = Literal["reset", "close", "half-close", "hang", "drip", "endless", "pass"]
 
 @dataclass
 class Hole:
-    """One thing that happens to requests, `times` of them (None: to all). Strikes batches only, unless `path` says so."""
+    """What happens to requests, `times` of them (None: to all). Strikes only batches, unless `path` says so."""
 
     at: Stage
     end: End | bytes

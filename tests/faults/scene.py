@@ -31,6 +31,12 @@ def until(what: str, condition: Callable[[], object], timeout: float = 20.0) -> 
         time.sleep(0.005)
 
 
+def moment(seconds: float) -> None:
+    """Let a little time pass, where time itself is what is tested."""
+    end = time.monotonic() + seconds
+    until("a moment to pass", lambda: time.monotonic() > end)
+
+
 class Scene:
     """Accepts records, and knows which."""
 
@@ -90,7 +96,7 @@ class Scene:
 def scene(
     tmp_path: Path, *, url: str | None = None, tls: Any = None, switches: dict[str, Any] | None = None, **config: Any
 ) -> Iterator[Scene]:
-    """A collector on its road to the fake; `config` overrides sections of IMPATIENT, `url` is told instead of the road's."""
+    """A collector on its road to the fake. `config` overrides sections of IMPATIENT, `url` the road's address."""
     with FakeUpstream(api_key="k", **(switches or {})) as fake, Road(fake.url, tls=tls) as road:
         told = (url or road.url).format(port=road.port)
         with carried(tmp_path, fake, road, told, **config) as now:

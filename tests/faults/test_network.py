@@ -14,7 +14,7 @@ import pytest
 from collector.testing import FakeUpstream
 from tests.collector.scripted import answer
 from tests.faults.road import End, Passed, Road, Stage
-from tests.faults.scene import carried, scene, until
+from tests.faults.scene import carried, moment, scene, until
 
 STAGES: dict[str, tuple[Stage, int]] = {
     "before anything is read": ("connect", 0),
@@ -48,8 +48,7 @@ def test_where_no_connection_can_be_made_nothing_counts_as_an_attempt(tmp_path: 
         getattr(now.road, how)()
         now.accept()
         now.all_are("backing-off")
-        begun = time.monotonic()
-        until("some more tries", lambda: how == "black_hole" or time.monotonic() - begun > 0.2)
+        moment(0.2)
         assert [lane["attempts"] for lane in now.lanes] == [0, 0, 0]
         now.kept(25)
         now.road.open()
@@ -106,11 +105,11 @@ def test_a_link_that_flaps_lets_everything_through_bit_by_bit(tmp_path: Path) ->
             now.accept(20, 10)
         while (left := now.ledger["pending"]) and ups < 200:
             now.road.open()
-            begun, ups = time.monotonic(), ups + 1
-            until("a little to pass", lambda: time.monotonic() - begun > 0.06)
+            ups += 1
+            moment(0.06)
             now.road.refuse()
             settled = now.ledger["delivered"]
-            until("the link to be back", lambda: time.monotonic() - begun > 0.12)
+            moment(0.06)
             assert now.ledger["delivered"] >= settled
             assert all(lane["attempts"] <= 2 for lane in now.lanes), "being offline is no attempt"
         assert ups >= 3
