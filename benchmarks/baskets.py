@@ -97,8 +97,9 @@ class Amounts(json.JSONEncoder):
 def write(path: Path, limit: int) -> None:
     with path.open("w") as out:
         count = 0
-        for count, basket in enumerate(transactions(limit), 1):
+        for basket in transactions(limit):
             out.write(json.dumps(basket, cls=Amounts, separators=(",", ":")) + "\n")
+            count += 1
     print(f"{count} baskets, {path.stat().st_size / 1e6:.1f} MB: {path}")
 
 
