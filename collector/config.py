@@ -29,7 +29,11 @@ MIN_BUFFER: Final = 4 * MIB
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the message names the source, the fault and what is allowed."""
+    """The configuration cannot be used; the message names the source, the fault and what is allowed, in one line."""
+
+    def __init__(self, message: str) -> None:
+        # a key or value may hold anything, a terminal's control characters too
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class Address(msgspec.Struct, frozen=True):

@@ -49,7 +49,9 @@ EVENT_ACTIONS: Final[dict[str, str]] = {
 }
 """Event type (the path under ``/v4/events/``) to the action the backend sets for it. ``custom`` has the caller's."""
 
-_RANGES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_RANGES = re.compile(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", re.ASCII)
+_MILLISECONDS = re.compile(r"-?\d{1,15}", re.ASCII)
+"""Up to the year 33 658; what is longer would not fit where it is kept."""
 
 
 class ClockHeader(msgspec.Struct, frozen=True):
@@ -81,14 +83,16 @@ class ClockHeader(msgspec.Struct, frozen=True):
     def decode(cls, text: str) -> "ClockHeader":
         """Raises ValueError, saying what is wrong, for anything `encode` could not have made."""
         fields = dict(part.strip().partition("=")[::2] for part in text.split(";"))
-        try:
-            boot, offset, now = fields["boot"], int(fields["offset"]), int(fields["now"])
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{CLOCK_HEADER} needs boot, offset and now (whole milliseconds)") from error
+        boot, offset, now = fields.get("boot", ""), fields.get("offset", ""), fields.get("now", "")
+        if not (_MILLISECONDS.fullmatch(offset) and _MILLISECONDS.fullmatch(now)):
+            raise ValueError(f"{CLOCK_HEADER} needs boot, offset and now (whole milliseconds)")
         if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", boot, re.ASCII):
             raise ValueError(f"{CLOCK_HEADER}: boot must be 1 to 64 letters, digits or hyphens")
         given = fields.get("given", "")
         if given and not _RANGES.fullmatch(given):
             raise ValueError(f"{CLOCK_HEADER}: given must look like 0-3,7")
         spans = (span.partition("-") for span in given.split(",")) if given else ()
-        return cls(boot, offset, now, tuple(range(int(a), int(b or a) + 1) for a, _, b in spans))
+        ranges = tuple(range(int(first), int(last or first) + 1) for first, _, last in spans)
+        if not all(ranges):
+            raise ValueError(f"{CLOCK_HEADER}: given names a range that ends before it begins")
+        return cls(boot, int(offset), int(now), ranges)
