@@ -106,7 +106,7 @@ def assemble(
     full = False
     for stored in chunks:
         chunk = stored.retimed(gate.corrections)
-        latest = chunk.latest_ms(gate.corrections)
+        latest = chunk.latest_ms
         if horizon < latest <= gate.now_ms + NEAR_MS:
             done.wait_until_ms = latest + gate.margin_ms
             break

@@ -29,12 +29,19 @@ class Corrections(Protocol):
         """The time a stamp made at `stamped_ms` should have had; the stamp itself where nothing is known."""
         ...
 
+    def concerns(self, boot: str, offset_ms: int, latest_ms: int) -> bool:
+        """Whether any stamp made up to `latest_ms`, under the same clock, may have to be repaired."""
+        ...
+
 
 class NoCorrections:
     """Every clock was right."""
 
     def corrected_ms(self, boot: str, offset_ms: int, stamped_ms: int) -> int:  # noqa: ARG002
         return stamped_ms
+
+    def concerns(self, boot: str, offset_ms: int, latest_ms: int) -> bool:  # noqa: ARG002
+        return False
 
 
 def salts_in(body: bytes | memoryview) -> list[bytes]:
@@ -122,12 +129,10 @@ class Chunk:
                 yield Span(self, start, i)
                 start = None
 
-    def latest_ms(self, corrections: Corrections) -> int:
-        """The greatest time of any of its records, corrected."""
-        return max(
-            run.latest_ms if run.boot is None else corrections.corrected_ms(run.boot, run.offset_ms, run.latest_ms)
-            for run in self.runs
-        )
+    @property
+    def latest_ms(self) -> int:
+        """The greatest time of any of its records, as it stands in the bytes."""
+        return max(run.latest_ms for run in self.runs)
 
     def retimed(self, corrections: Corrections) -> "Chunk":
         """This chunk with the times *we* stamped put right; itself where there is nothing to repair.
@@ -135,17 +140,15 @@ class Chunk:
         A pure function of what is on disk, so a resend after a crash is byte-identical.
         """
         if not any(
-            run.boot is not None and corrections.corrected_ms(run.boot, run.offset_ms, run.latest_ms) != run.latest_ms
-            for run in self.runs
+            run.boot is not None and corrections.concerns(run.boot, run.offset_ms, run.latest_ms) for run in self.runs
         ):
             return self
         kind = KINDS[self.lane.kind]
         records: list[bytes] = []
         runs: list[Run] = []
         for run in self.runs:
-            latest = run.latest_ms
-            if run.boot is not None:
-                latest = corrections.corrected_ms(run.boot, run.offset_ms, latest)
+            # the latest stamp need not be the latest time: a later stamp may be corrected by less
+            latest = run.latest_ms if run.boot is None else 0
             for _ in range(run.count):
                 record = self.record(len(records))
                 if run.boot is not None and record:  # empty: erased, its place kept
@@ -153,6 +156,7 @@ class Chunk:
                     true_ms = corrections.corrected_ms(run.boot, run.offset_ms, stamped)
                     if true_ms != stamped:
                         record = kind.retimed(record, true_ms)
+                    latest = max(latest, true_ms)
                 records.append(record)
             runs.append(Run(run.count, latest, None, 0))
         body = b",".join(records)

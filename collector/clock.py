@@ -1,23 +1,12 @@
 """The upstream's clock, and what it says about the times we stamped (G9).
 
-Three facts carry everything here:
-
-- While a machine runs, wall time minus time since boot is constant unless somebody sets
-  the clock. So the true time of a stamp follows from when, since boot, it was made.
-- A correction is a row on disk (boot, from boot time, offset), committed before any record
-  it governs is sent. Rows never change, and a new one starts later than every stamp that
-  may have been sent: the corrected time is a pure function of the disk, and a resend after
-  a crash is byte-identical.
-- A measured offset is an interval, not a number: the server's time was read somewhere
-  between our asking and our hearing, and is cut to whole seconds. Intervals of several
-  measurements intersect.
+A measured offset is an interval, not a number: the server's time was read somewhere between
+our asking and our hearing, and is cut to whole seconds. Intervals of several measurements
+intersect. What a measurement corrects is committed (see `corrections`) before anything is sent.
 """
 
 import asyncio
-import sqlite3
-from bisect import bisect_right
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -25,6 +14,21 @@ import msgspec
 from collector.batcher import Gate
 from collector.buffer import Unknown
 from collector.config import ClockConfig, DeliveryConfig
+from collector.corrections import (
+    RELEASED_MS,
+    Boot,
+    Corrections,
+    History,
+    Row,
+    Stance,
+    add_row,
+    estimates,
+    forget_boots,
+    load_corrections,
+    load_history,
+    put_stance,
+    save_history,
+)
 from collector.credentials import Exchange
 from collector.logs import logger
 from collector.outcomes import Answer, Later, Paused
@@ -38,15 +42,19 @@ log = logger("clock")
 T = TypeVar("T")
 
 SERVER_TIME_PATH: Final = "/v4/server/time"
-RELEASED_MS: Final = parse_ms("2026-11-01T00:00:00Z")
-"""When this version was released: a clock that shows an earlier time is certainly wrong."""
 MEASURE_EVERY_S: Final = 600.0
 _STEP_MS: Final = 1_000
 """A change of wall minus boot time by this much means that somebody set the clock."""
 _DRIFT: Final = 0.0002
 """How much faster or slower than the upstream's our boot clock may run, with room to spare."""
-_LATEST_MS: Final = 253_402_300_799_999  # the end of year 9999
+_NEWS_MS: Final = 500
+"""How differently another machine's boot clock must stand to ours before we note it anew."""
 _BOOTS_MAX: Final = 10_000
+"""Other machines' boots, and boots nobody measured, that are remembered."""
+_BOOTS_MANY: Final = 1_000
+"""More than these are forgotten at a start with an empty buffer."""
+_ROWS_MAX: Final = 1_000
+"""Of one boot: an upstream whose clock jumps about must not fill the buffer."""
 
 
 # -- the upstream's clock now -------------------------------------------------------------------
@@ -81,8 +89,13 @@ class UpstreamClock:
 
     @property
     def uncertainty_ms(self) -> int:
-        """How far off it may be: at most the resolution plus half the round trip."""
+        """How far off it was when last measured: at most the resolution plus half the round trip."""
         return round((self._high - self._low) / 2)
+
+    @property
+    def drift_ms(self) -> int:
+        """How far it may have gone off since."""
+        return 0 if self._at_boot_ms is None else round((self._clock.boot_ms() - self._at_boot_ms) * _DRIFT)
 
     @property
     def offset_ms(self) -> int | None:
@@ -98,107 +111,6 @@ class UpstreamClock:
         """What the upstream's clock shows; our own clock while that is unknown."""
         known = self.known_ms()
         return self._clock.wall_ms() if known is None else known
-
-
-# -- what was wrong with ours -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Corrections:
-    """The true time of each boot. Immutable: what is on disk at one moment."""
-
-    tolerance_ms: int = 0
-    """Smaller errors are left as they are."""
-    rows: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
-    """Per boot of ours, in order: from which time since boot, and true time minus time since boot."""
-    boots: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Per boot of another machine: ours at the time, and how far its boot clock runs ahead of that."""
-
-    def corrected_ms(self, boot: str, offset_ms: int, stamped_ms: int) -> int:
-        """The time a stamp made at `stamped_ms`, with wall minus boot clock at `offset_ms`, should have had."""
-        own, ahead_ms = self.boots.get(boot, (boot, 0))
-        rows = self.rows.get(own)
-        if not rows:
-            return stamped_ms
-        at_boot_ms = stamped_ms - offset_ms - ahead_ms
-        _, since_boot_ms = rows[max(bisect_right(rows, at_boot_ms, key=lambda row: row[0]) - 1, 0)]
-        true_ms = at_boot_ms + since_boot_ms
-        if abs(true_ms - stamped_ms) <= self.tolerance_ms or not 0 <= true_ms <= _LATEST_MS:
-            return stamped_ms
-        return true_ms
-
-
-class Boot(msgspec.Struct, frozen=True):
-    """One run of this machine, as it is remembered for later."""
-
-    boot: str
-    offset_ms: int
-    """Wall minus boot clock, as last seen."""
-    alive_ms: int
-    """Time since boot, as last seen."""
-
-
-class History(msgspec.Struct, frozen=True):
-    """What is remembered to estimate boots that ended before the true time was known."""
-
-    current: Boot | None = None
-    ended: tuple[Boot, ...] = ()
-    """Boots without a row, oldest first."""
-    good_ms: int | None = None
-    """The latest true time ever known."""
-    estimated: int = 0
-    """Boots whose true time could only be estimated."""
-
-
-def load_corrections(conn: sqlite3.Connection, tolerance_ms: int) -> Corrections:
-    """Everything that is known of true times."""
-    rows: dict[str, list[tuple[int, int]]] = {}
-    for boot, start, offset in conn.execute(
-        "SELECT boot, from_boot_ms, offset_ms FROM clock ORDER BY boot, from_boot_ms"
-    ):
-        rows.setdefault(boot, []).append((start, offset))
-    boots = {boot: (own, ahead) for boot, own, ahead in conn.execute("SELECT boot, own_boot, ahead_ms FROM boots")}
-    return Corrections(tolerance_ms, {boot: tuple(each) for boot, each in rows.items()}, boots)
-
-
-def add_row(conn: sqlite3.Connection, boot: str, from_boot_ms: int, offset_ms: int) -> None:
-    """From this time since boot on, true time is time since boot plus `offset_ms`."""
-    conn.execute("INSERT INTO clock (boot, from_boot_ms, offset_ms) VALUES (?, ?, ?)", (boot, from_boot_ms, offset_ms))
-
-
-def add_boot(conn: sqlite3.Connection, boot: str, own_boot: str, ahead_ms: int) -> None:
-    """Remember how another machine's boot clock stands to ours; the first time it is seen decides."""
-    conn.execute("INSERT OR IGNORE INTO boots (boot, own_boot, ahead_ms) VALUES (?, ?, ?)", (boot, own_boot, ahead_ms))
-
-
-def load_history(conn: sqlite3.Connection) -> History:
-    row = conn.execute("SELECT value FROM meta WHERE name = 'clock_history'").fetchone()
-    return msgspec.json.decode(row[0], type=History) if row else History()
-
-
-def save_history(conn: sqlite3.Connection, history: History) -> None:
-    encoded = msgspec.json.encode(history).decode()
-    conn.execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('clock_history', ?)", (encoded,))
-
-
-def estimates(ended: tuple[Boot, ...], good_ms: int | None, next_started_ms: int) -> list[tuple[Boot, int]]:
-    """True time minus time since boot for boots nobody measured, oldest first.
-
-    Each lies between the last time known to be true and the start of the next boot. Its own
-    clock is believed where that fits; otherwise the middle is taken, or, where nothing was
-    ever known, the latest possible.
-    """
-    found: list[tuple[Boot, int]] = []
-    for boot in reversed(ended):
-        latest = next_started_ms - boot.alive_ms
-        earliest = min(good_ms, latest) if good_ms is not None else None
-        if max(earliest or 0, RELEASED_MS - boot.alive_ms) <= boot.offset_ms <= latest:
-            since_boot_ms = boot.offset_ms
-        else:
-            since_boot_ms = latest if earliest is None else (earliest + latest) // 2
-        found.append((boot, since_boot_ms))
-        next_started_ms = since_boot_ms
-    return found[::-1]
 
 
 # -- keeping both in order ----------------------------------------------------------------------
@@ -238,6 +150,10 @@ class Keeper:
         self._chance = chance
         self._tolerance_ms = round(config.tolerance * 1000)
         self._history = History()
+        self._offsets: dict[str, int] = {}
+        """Wall minus boot clock of other machines' boots, as last told."""
+        self._gated_ms = 0
+        """Time since boot when records may have left last."""
         self._measured = False
         self._wall_since_boot_ms = self._wall_minus_boot()
         self._by_date = False
@@ -256,9 +172,10 @@ class Keeper:
     def gate(self) -> Gate:
         """Which records may leave now."""
         return Gate(
+        self._gated_ms = self._clock.boot_ms()
             now_ms=self.upstream.now_ms(),
             # a clock known less well than the margin needs a wider one
-            margin_ms=max(round(self._config.margin * 1000), self.upstream.uncertainty_ms),
+            margin_ms=max(round(self._config.margin * 1000), self.upstream.uncertainty_ms + self.upstream.drift_ms),
             hold_max_ms=round(self._config.hold_max * 1000),
             corrections=self.corrections,
         )
@@ -267,10 +184,15 @@ class Keeper:
         """Read what is on disk, and note that a boot began if one did."""
 
         def unit(work: Work) -> tuple[History, Corrections]:
-            history, corrections = load_history(work.conn), load_corrections(work.conn, self._tolerance_ms)
+        own = self._clock.boot_id()
+        self._gated_ms = self._clock.boot_ms()  # when an earlier process of this boot let go is not known
+
+            forget_boots(work.conn, own, _BOOTS_MANY)
+            history, corrections = load_history(work.conn), load_corrections(work.conn)
             last = history.current
-            ended = history.ended
-            if last is not None and last.boot != self._clock.boot_id() and last.boot not in corrections.rows:
+            # a buffer that moves between machines may see one of their boots again
+            ended = tuple(boot for boot in history.ended if boot.boot != own)
+            if last is not None and last.boot != own and last.boot not in corrections.rows:
                 ended = (*ended, last)[-_BOOTS_MAX:]
             history = msgspec.structs.replace(history, current=self._this_boot(), ended=ended)
             save_history(work.conn, history)
@@ -280,13 +202,25 @@ class Keeper:
 
     async def saw(self, header: ClockHeader) -> None:
         """Note how the sender's boot clock stands to ours; call it before its records are stored."""
-        boot, own = header.boot, self._clock.boot_id()
-        known = self.corrections.boots
-        if boot == own or boot in known or boot in self.corrections.rows or len(known) >= _BOOTS_MAX:
+        boot, own, here_ms = header.boot, self._clock.boot_id(), self._clock.boot_ms()
+        if boot == own:
             return
-        ahead_ms = header.now_ms - self._clock.boot_ms()
-        await self._store.run(lambda work: add_boot(work.conn, boot, own, ahead_ms))
-        self.corrections = await self._store.run(lambda work: load_corrections(work.conn, self._tolerance_ms))
+        forward_ms = max(header.offset_ms - self._offsets.get(boot, header.offset_ms), 0)
+        if _stance(header, own, here_ms, forward_ms, self.corrections) is not None:
+
+            def unit(work: Work) -> Corrections:
+                if len(self.corrections.boots) >= _BOOTS_MAX:
+                    forget_boots(work.conn, own, _BOOTS_MAX)
+                corrections = load_corrections(work.conn)
+                stance = _stance(header, own, here_ms, forward_ms, corrections)
+                if stance is None or (boot not in corrections.boots and len(corrections.boots) >= _BOOTS_MAX):
+                    return corrections
+                put_stance(work.conn, boot, stance)
+                return load_corrections(work.conn)
+
+            self.corrections = await self._store.run(unit)
+        if boot in self.corrections.boots:
+            self._offsets[boot] = header.offset_ms
 
     def on_answer(self, answer: Answer) -> None:
         """Let an answer to any request tell the time, where the upstream has no better way."""
@@ -304,9 +238,10 @@ class Keeper:
         return await self._put_in_order()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Measure now and then until `stop` is set."""
+        """Measure now and then until `stop` is set, first after the start-up jitter."""
         failures = 0
         while not stop.is_set():
+        await self._timer.wait(stop, self._chance() * self._patience.startup_jitter)
             try:
                 failed = await self._put_in_order() is not None
             except Unknown as error:
@@ -400,22 +335,22 @@ class Keeper:
 
         def unit(work: Work) -> Corrections:
             if row is not None:
-                add_row(work.conn, self._clock.boot_id(), *row)
+                add_row(work.conn, self._clock.boot_id(), row)
             for boot, offset_ms in guessed:
-                add_row(work.conn, boot.boot, 0, offset_ms)
+                add_row(work.conn, boot.boot, Row(0, offset_ms, self._tolerance_ms))
             save_history(work.conn, history)
-            return load_corrections(work.conn, self._tolerance_ms)
+            return load_corrections(work.conn)
 
         self.corrections = await self._store.run(unit)
         self._history = history
         if row is not None:
-            wrong_ms = row[1] - self._wall_minus_boot()
+            wrong_ms = row.offset_ms - self._wall_minus_boot()
             log.info("clock.row", own_clock_behind_ms=wrong_ms, synchronised=since_boot_ms is not None)
         for boot, offset_ms in guessed:
             log.warning("clock.estimated", boot=boot.boot, own_clock_behind_ms=offset_ms - boot.offset_ms)
 
-    def _row_to_add(self) -> tuple[int, int] | None:
-        """(from boot time, offset) that stamps of this boot need and do not have yet."""
+    def _row_to_add(self) -> Row | None:
+        """The row that stamps of this boot need and do not have yet."""
         wall_minus_boot = self._wall_minus_boot()
         true = self.upstream.since_boot_ms
         close = max(self._tolerance_ms, self.upstream.uncertainty_ms)
@@ -423,16 +358,44 @@ class Keeper:
         wanted = wall_minus_boot if true is None or abs(true - wall_minus_boot) <= close else true
         rows = self.corrections.rows.get(self._clock.boot_id())
         if not rows:
-            return 0, wanted
-        if abs(wanted - rows[-1][1]) <= close:
-            return None
-        # later than every stamp that may have been sent: none leaves whose time, as we saw it, was not over
-        start = max(self._clock.boot_ms() + 2 * close, rows[-1][0]) + 1
+            return Row(0, wanted, self._tolerance_ms)
+        last = rows[-1]
         # while the latest row lies ahead it governs nothing that could be repaired by another
-        return None if rows[-1][0] > self._clock.boot_ms() else (start, wanted)
+        if abs(wanted - last.offset_ms) <= close or last.from_boot_ms > self._clock.boot_ms() or len(rows) >= _ROWS_MAX:
+            return None
+        # later than every stamp that may have been sent: none left whose time, as we saw it, was not over
+        start = max(self._gated_ms + close + max(close, last.tolerance_ms), last.from_boot_ms) + 1
+        return Row(start, wanted, self._tolerance_ms)
 
     def _wall_minus_boot(self) -> int:
         return self._clock.wall_ms() - self._clock.boot_ms()
 
     def _this_boot(self) -> Boot:
         return Boot(self._clock.boot_id(), self._wall_minus_boot(), self._clock.boot_ms())
+
+
+def _stance(header: ClockHeader, own: str, here_ms: int, forward_ms: int, known: Corrections) -> Stance | None:
+    """How the sender's boot clock stands to ours, if that is news.
+
+    `here_ms` is our time since boot now; `forward_ms` by how much the sender's clock was set forward
+    since we last heard of it.
+    """
+    ahead_ms = header.now_ms - here_ms
+    stances = known.boots.get(header.boot)
+    if not stances:
+        # an earlier boot of our own needs none
+        return None if header.boot in known.rows else Stance(header.now_ms, own, ahead_ms)
+    last = stances[-1]
+    if last.own_boot == own:
+        # a request under way for long makes it look less; what really slows it is drift, or that it stood still,
+        # asleep, while wall time went on
+        drift_ms = round(max(header.now_ms - last.from_boot_ms, 0) * _DRIFT)
+        ahead_ms = max(ahead_ms, last.ahead_ms - drift_ms - forward_ms)
+        if abs(ahead_ms - last.ahead_ms) <= _NEWS_MS:
+            return None
+    if last.own_boot not in known.rows:
+        # nothing was sent under a boot whose time was never known: what we know better now holds from the beginning
+        return Stance(last.from_boot_ms, own, ahead_ms)
+    if header.now_ms < last.from_boot_ms or len(stances) >= _ROWS_MAX:
+        return None
+    return Stance(header.now_ms + 1, own, ahead_ms)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from collector.batcher import Dead, Gate, Limits, Wait, assemble
 from collector.chunks import Batch, Chunk, Span
-from collector.kinds import Lane, Run
+from collector.kinds import KINDS, Lane, Run
 from collector.logs import logger
 from collector.work import SEQ_BITS, LaneState, Work
 
@@ -118,7 +118,11 @@ def _take_aside(
             if chunk is None:
                 damaged.append(row)
                 continue
-            span = Span(chunk.retimed(gate.corrections), 0, 1)
+            chunk = chunk.retimed(gate.corrections)
+            if (due := KINDS[state.lane.kind].time_ms(chunk.body)) > horizon:  # it waited for another reason so far
+                waits.append(due + gate.margin_ms)
+                continue
+            span = Span(chunk, 0, 1)
             if spans and (size + 1 + len(span.bytes) > limits.max_bytes or reason == "parked"):
                 break
             spans.append(span)

@@ -82,12 +82,16 @@ CREATE TABLE clock (
     boot         TEXT NOT NULL,
     from_boot_ms INTEGER NOT NULL,
     offset_ms    INTEGER NOT NULL,
+    tolerance_ms INTEGER NOT NULL,  -- smaller errors are left as they are
     PRIMARY KEY (boot, from_boot_ms)
 ) WITHOUT ROWID;
 
--- How far the boot clock of another machine runs ahead of ours, fixed when first seen.
+-- How far the boot clock of another machine runs ahead of ours, for stamps it made at
+-- `from_boot_ms` (by its own boot clock) or later.
 CREATE TABLE boots (
-    boot     TEXT PRIMARY KEY,
-    own_boot TEXT NOT NULL,
-    ahead_ms INTEGER NOT NULL
+    boot         TEXT NOT NULL,
+    from_boot_ms INTEGER NOT NULL,
+    own_boot     TEXT NOT NULL,
+    ahead_ms     INTEGER NOT NULL,
+    PRIMARY KEY (boot, from_boot_ms)
 ) WITHOUT ROWID;

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.buffer import Buffer
-from collector.clock import (
+from collector.clock import SERVER_TIME_PATH, Keeper, UpstreamClock
+from collector.config import ClockConfig
+from collector.corrections import (
     RELEASED_MS,
-    SERVER_TIME_PATH,
     Boot,
     Corrections,
-    Keeper,
-    UpstreamClock,
+    Row,
+    Stance,
     estimates,
     load_corrections,
     load_history,
 )
-from collector.config import ClockConfig
 from collector.outcomes import Answer, Later, Paused
 from tests.collector.virtual_time import T0, VirtualTime
 from tracker.time import format_ms
@@ -90,10 +90,9 @@ async def keeper_of(buffer: Buffer, clock: VirtualTime, upstream: Upstream, **co
     return keeper
 
 
-async def rows(buffer: Buffer) -> list[tuple[str, int, int]]:
-    return await buffer.run(
-        lambda work: work.conn.execute("SELECT * FROM clock ORDER BY boot, from_boot_ms").fetchall()
-    )
+async def rows(buffer: Buffer) -> list[Row]:
+    corrections = await buffer.run(lambda work: load_corrections(work.conn))
+    return [row for boot in sorted(corrections.rows) for row in corrections.rows[boot]]
 
 
 # -- measuring ----------------------------------------------------------------------------------
@@ -247,7 +246,7 @@ async def test_a_stamp_made_under_a_wrong_clock_gets_its_true_time(buffer: Buffe
     assert await keeper.ready() is None
     corrected = keeper.corrections.corrected_ms("boot-1", offset, stamped)
     assert abs(corrected - true) <= 530
-    on_disk = await buffer.run(lambda work: load_corrections(work.conn, 2000))
+    on_disk = await buffer.run(lambda work: load_corrections(work.conn))
     assert on_disk.corrected_ms("boot-1", offset, stamped) == corrected
 
 
@@ -295,9 +294,8 @@ async def test_another_machines_boot_is_mapped_to_ours_once(buffer: Buffer) -> N
     await keeper.saw(ClockHeader("till-7", offset, sender_boot))
     clock.now += 10_000
     await keeper.saw(ClockHeader("till-7", offset, sender_boot))  # delayed on the way: the first one counts
-    assert await buffer.run(lambda work: work.conn.execute("SELECT * FROM boots").fetchall()) == [
-        ("till-7", "boot-1", 24 * HOUR)
-    ]
+    known = await buffer.run(lambda work: load_corrections(work.conn))
+    assert known.boots == {"till-7": (Stance(sender_boot, "boot-1", 24 * HOUR),)}
     await keeper.ready()
     stamped = offset + sender_boot
     corrected = keeper.corrections.corrected_ms("till-7", offset, stamped)
@@ -356,5 +354,5 @@ def test_estimates_never_lie_after_the_next_boot(boots: list[tuple[int, int]], g
 
 def test_what_nothing_is_known_of_stays_as_it_is() -> None:
     assert Corrections().corrected_ms("any", 5, T0) == T0
-    absurd = Corrections(0, {"b": ((0, -(10**15)),)})
+    absurd = Corrections({"b": (Row(0, -(10**15), 0),)})
     assert absurd.corrected_ms("b", 0, T0) == T0
