@@ -119,8 +119,9 @@ class Parts:
         )  # fmt: skip
         self.http.on_answer = self.keeper.on_answer
         self.credentials = make_credentials(
-            config.upstream, self._upstream_secret(), self.http, self.clock, self.keeper.upstream.now_ms
-        )
+            config.upstream, self._upstream_secret(), self.http, self.clock, self.keeper.upstream.now_ms,
+            retry_after_max_s=config.delivery.retry_after_max,
+        )  # fmt: skip
         self.upstream = HttpUpstream(self.http, self.credentials)
         self.lanes = Lanes(
             self.buffer, self.upstream, self.keeper, config, clock=self.clock, timer=self.timer, tally=self.counters,

@@ -16,7 +16,7 @@ from collector.config import UpstreamConfig
 from collector.logs import logger
 from collector.outcomes import Answer, Later, Paused
 from collector.secret import SecretUnavailable
-from collector.waiting import Shared
+from collector.waiting import Embargo, Shared
 from tracker.time import Clock
 
 log = logger("credentials")
@@ -58,11 +58,17 @@ class Credentials(Protocol):
 
 
 def make_credentials(
-    config: UpstreamConfig, secret: SecretSource, exchange: Exchange, clock: Clock, now_ms: Callable[[], int]
+    config: UpstreamConfig,
+    secret: SecretSource,
+    exchange: Exchange,
+    clock: Clock,
+    now_ms: Callable[[], int],
+    *,
+    retry_after_max_s: float = 3600.0,
 ) -> Credentials:
     """As ``upstream.auth`` says. `now_ms` is the upstream's clock, for tokens that say when they expire."""
     if config.auth == "api-key":
-        return LoginToken(secret, exchange, clock, now_ms)
+        return LoginToken(secret, exchange, clock, now_ms, retry_after_max_s)
     if config.auth == "basic":
         guid = config.workspace_guid
         return Given(secret, lambda key: "Basic " + base64.b64encode(f"{guid}:{key}".encode()).decode())
@@ -100,7 +106,14 @@ class Given:
 class LoginToken:
     """Logs in with the API key for a token. Whoever needs one while a login is under way waits for that login."""
 
-    def __init__(self, secret: SecretSource, exchange: Exchange, clock: Clock, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        secret: SecretSource,
+        exchange: Exchange,
+        clock: Clock,
+        now_ms: Callable[[], int],
+        retry_after_max_s: float = 3600.0,
+    ) -> None:
         self._secret = secret
         self._exchange = exchange
         self._clock = clock
@@ -108,6 +121,7 @@ class LoginToken:
         self._value: str | None = None
         self._since_boot_ms = 0
         self._renew_at_boot_ms: float | None = None
+        self._embargo = Embargo(clock, retry_after_max_s)
         self._logged_in: Shared[str | Later | Paused] = Shared(self._log_in, "tillpost-login")
 
     async def authorization(self) -> str | Later | Paused:
@@ -138,6 +152,8 @@ class LoginToken:
         await self._logged_in.close()
 
     async def _log_in(self) -> str | Later | Paused:
+        if (told := self._embargo.told()) is not None:
+            return told
         key = _read(self._secret)
         if isinstance(key, Paused):
             return key
@@ -145,6 +161,8 @@ class LoginToken:
         token = judge_login(answer) if isinstance(answer, Answer) else answer
         if not isinstance(token, str):
             log.warning("login.failed", reason=token.reason)
+            if isinstance(token, Later):
+                self._embargo.note(token)
             return token
         self._since_boot_ms = self._clock.boot_ms()
         life_ms = token_life_ms(token, self._now_ms())
@@ -158,7 +176,7 @@ def judge_login(answer: Answer) -> str | Later | Paused:
     """The token in the answer to a login, or what the answer means instead."""
     status = answer.status
     if status == 408 or status == 425 or status == 429 or status >= 500:
-        return Later(f"{status} from the login", status=status)
+        return Later(f"{status} from the login", answer.retry_after_s, status=status)
     if answer.html and status in (200, 400):
         return Later(f"{status} with a web page instead of an answer to the login: a captive portal?", status=status)
     if status in (400, 401, 403, 422):

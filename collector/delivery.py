@@ -28,7 +28,18 @@ from collector.config import UpstreamConfig
 from collector.credentials import Credentials
 from collector.kinds import KINDS
 from collector.logs import logger
-from collector.outcomes import BODY_MAX, Answer, Forbidden, Later, Outcome, Paused, Unauthorized, Verdict, judge
+from collector.outcomes import (
+    BODY_MAX,
+    Answer,
+    Delivered,
+    Forbidden,
+    Later,
+    Outcome,
+    Paused,
+    Unauthorized,
+    Verdict,
+    judge,
+)
 from tracker.time import Clock, format_ms
 from tracker.wire import ACCEPTED_HEADER, PRIORITY_HEADER
 
@@ -203,9 +214,10 @@ class HttpUpstream:
         answer = await self._http.request("POST", KINDS[batch.lane.kind].path, headers=headers, body=batch.body)
         if not isinstance(answer, Answer):
             return answer
-        # learned, not configured: an upstream that is a collector says so on every 202
-        self._chain = self._chain or ACCEPTED_HEADER in answer.headers
-        return judge(answer, batch, chain=self._chain)
+        verdict = judge(answer, batch, chain=self._chain)
+        if isinstance(verdict, Delivered) and ACCEPTED_HEADER in answer.headers:
+            self._chain = True  # learned, not configured: an upstream that is a collector says so on every 202
+        return verdict
 
 
 async def _read(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:

@@ -144,6 +144,11 @@ class Answer:
             return False
         return self.json() is not None if self.body.strip() else self.status < 300
 
+    @property
+    def retry_after_s(self) -> float | None:
+        """What it asks for, seconds from now; None for nothing, the past and nonsense."""
+        return parse_retry_after(self.headers.get("Retry-After"), self.headers.get("Date"))
+
     def json(self) -> Any:
         """The body as JSON; None where it is not."""
         try:
@@ -182,9 +187,9 @@ def judge(answer: Answer, batch: Records, *, chain: bool = False) -> Verdict:
     if status in (400, 422):
         return _refusal(answer, batch)
     if status in (408, 425, 429) or status >= 500 or status in (409, 423, 424):
-        retry_after_s = parse_retry_after(answer.headers.get("Retry-After"), answer.headers.get("Date"))
-        sticks = status not in (408, 425, 429, 511) and retry_after_s is None
-        return Later(f"{status} from the upstream", retry_after_s, sticks=sticks, status=status)
+        asked_s = answer.retry_after_s
+        sticks = status not in (408, 425, 429, 511) and asked_s is None
+        return Later(f"{status} from the upstream", asked_s, sticks=sticks, status=status)
     if 300 <= status < 400:
         return Paused(f"{status}: the upstream's address redirects elsewhere, which is not followed", status)
     if 400 <= status < 500:

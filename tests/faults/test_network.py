@@ -42,7 +42,7 @@ def test_a_connection_that_ends_anywhere_costs_nothing_but_time(tmp_path: Path, 
 
 @pytest.mark.parametrize("how", ["refuse", "black_hole"])
 def test_where_no_connection_can_be_made_nothing_counts_as_an_attempt(tmp_path: Path, how: str) -> None:
-    with scene(tmp_path) as now:
+    with scene(tmp_path, upstream={"timeout": "1s"}) as now:
         now.accept()
         now.arrived()
         getattr(now.road, how)()
