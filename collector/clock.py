@@ -171,8 +171,8 @@ class Keeper:
 
     def gate(self) -> Gate:
         """Which records may leave now."""
-        return Gate(
         self._gated_ms = self._clock.boot_ms()
+        return Gate(
             now_ms=self.upstream.now_ms(),
             # a clock known less well than the margin needs a wider one
             margin_ms=max(round(self._config.margin * 1000), self.upstream.uncertainty_ms + self.upstream.drift_ms),
@@ -183,10 +183,10 @@ class Keeper:
     async def start(self) -> None:
         """Read what is on disk, and note that a boot began if one did."""
 
-        def unit(work: Work) -> tuple[History, Corrections]:
         own = self._clock.boot_id()
         self._gated_ms = self._clock.boot_ms()  # when an earlier process of this boot let go is not known
 
+        def unit(work: Work) -> tuple[History, Corrections]:
             forget_boots(work.conn, own, _BOOTS_MANY)
             history, corrections = load_history(work.conn), load_corrections(work.conn)
             last = history.current
@@ -240,8 +240,8 @@ class Keeper:
     async def run(self, stop: asyncio.Event) -> None:
         """Measure now and then until `stop` is set, first after the start-up jitter."""
         failures = 0
-        while not stop.is_set():
         await self._timer.wait(stop, self._chance() * self._patience.startup_jitter)
+        while not stop.is_set():
             try:
                 failed = await self._put_in_order() is not None
             except Unknown as error:
@@ -330,7 +330,8 @@ class Keeper:
             history = msgspec.structs.replace(history, good_ms=since_boot_ms + self._clock.boot_ms())
         guessed: list[tuple[Boot, int]] = []
         if row is not None and history.ended:
-            guessed = estimates(history.ended, self._history.good_ms, row[1])
+            before = self._history.current or self._this_boot()
+            guessed = estimates(history.ended, self._history.good_ms, row.offset_ms, row.offset_ms - before.offset_ms)
             history = msgspec.structs.replace(history, ended=(), estimated=history.estimated + len(guessed))
 
         def unit(work: Work) -> Corrections:
