@@ -33,7 +33,7 @@ from collector.credentials import Exchange
 from collector.logs import logger
 from collector.outcomes import Answer, Later, Paused
 from collector.retry import delay_s, parse_http_date_ms
-from collector.waiting import Shared, Timer
+from collector.waiting import Embargo, Shared, Timer
 from collector.work import Work
 from tracker.time import Clock, parse_ms
 from tracker.wire import ClockHeader
@@ -156,6 +156,7 @@ class Keeper:
         """Time since boot when records may have left last."""
         self._measured = False
         self._wall_since_boot_ms = self._wall_minus_boot()
+        self._embargo = Embargo(clock, self._patience.retry_after_max)
         self._by_date = False
         """Whether the upstream's answers tell the time in their headers only."""
         self._put_in_order: Shared[Later | Paused | None] = Shared(self._measure_and_commit, "tillpost-clock")
@@ -240,7 +241,8 @@ class Keeper:
     async def run(self, stop: asyncio.Event) -> None:
         """Measure now and then until `stop` is set, first after the start-up jitter."""
         failures = 0
-        await self._timer.wait(stop, self._chance() * self._patience.startup_jitter)
+        if self._patience.startup_jitter:  # a whole shop gets its power back in the same second
+            await self._timer.wait(stop, self._chance() * self._patience.startup_jitter)
         while not stop.is_set():
             try:
                 failed = await self._put_in_order() is not None
@@ -276,6 +278,8 @@ class Keeper:
         return verdict
 
     async def _measure(self) -> Later | Paused | None:
+        if (told := self._embargo.told()) is not None:
+            return told
         answer = await self._exchange.request("GET", SERVER_TIME_PATH, headers={"Cache-Control": "no-cache"})
         if not isinstance(answer, Answer):
             return answer
@@ -289,7 +293,9 @@ class Keeper:
         if 300 <= status < 400 or (answer.html and status < 300):
             return Later(f"{status} instead of the upstream's time: a captive portal?", status=status)
         if status in (408, 425, 429) or (status >= 500 and status != 501):
-            return Later(f"{status} instead of the upstream's time", status=status)
+            later = Later(f"{status} instead of the upstream's time", answer.retry_after_s, status=status)
+            self._embargo.note(later)
+            return later
         if self.upstream.synchronised:
             return None
         if self._clock.wall_ms() < RELEASED_MS:
