@@ -150,8 +150,9 @@ class Keeper:
         self._chance = chance
         self._tolerance_ms = round(config.tolerance * 1000)
         self._history = History()
-        self._offsets: dict[str, int] = {}
-        """Wall minus boot clock of other machines' boots, as last told."""
+        self._heard: dict[str, ClockHeader] = {}
+        """The latest of each boot of another machine."""
+        self._hearing = asyncio.Lock()
         self._gated_ms = 0
         """Time since boot when records may have left last."""
         self._measured = False
@@ -206,22 +207,23 @@ class Keeper:
         boot, own, here_ms = header.boot, self._clock.boot_id(), self._clock.boot_ms()
         if boot == own:
             return
-        forward_ms = max(header.offset_ms - self._offsets.get(boot, header.offset_ms), 0)
-        if _stance(header, own, here_ms, forward_ms, self.corrections) is not None:
+        async with self._hearing:  # nobody's records are stored while it changes what governs them
+            heard = self._heard.get(boot)
+            if _stance(header, heard, own, here_ms, self.corrections) is not None:
 
-            def unit(work: Work) -> Corrections:
-                if len(self.corrections.boots) >= _BOOTS_MAX:
-                    forget_boots(work.conn, own, _BOOTS_MAX)
-                corrections = load_corrections(work.conn)
-                stance = _stance(header, own, here_ms, forward_ms, corrections)
-                if stance is None or (boot not in corrections.boots and len(corrections.boots) >= _BOOTS_MAX):
+                def unit(work: Work) -> Corrections:
+                    if len(self.corrections.boots) >= _BOOTS_MAX:
+                        forget_boots(work.conn, own, _BOOTS_MAX)
+                    corrections = load_corrections(work.conn)
+                    stance = _stance(header, heard, own, here_ms, corrections)
+                    if stance is not None and (boot in corrections.boots or len(corrections.boots) < _BOOTS_MAX):
+                        put_stance(work.conn, boot, stance)
+                        corrections = load_corrections(work.conn)
                     return corrections
-                put_stance(work.conn, boot, stance)
-                return load_corrections(work.conn)
 
-            self.corrections = await self._store.run(unit)
-        if boot in self.corrections.boots:
-            self._offsets[boot] = header.offset_ms
+                self.corrections = await self._store.run(unit)
+            if boot in self.corrections.boots and (heard is None or header.now_ms > heard.now_ms):
+                self._heard[boot] = header
 
     def on_answer(self, answer: Answer) -> None:
         """Let an answer to any request tell the time, where the upstream has no better way."""
@@ -381,11 +383,12 @@ class Keeper:
         return Boot(self._clock.boot_id(), self._wall_minus_boot(), self._clock.boot_ms())
 
 
-def _stance(header: ClockHeader, own: str, here_ms: int, forward_ms: int, known: Corrections) -> Stance | None:
+def _stance(
+    header: ClockHeader, heard: ClockHeader | None, own: str, here_ms: int, known: Corrections
+) -> Stance | None:
     """How the sender's boot clock stands to ours, if that is news.
 
-    `here_ms` is our time since boot now; `forward_ms` by how much the sender's clock was set forward
-    since we last heard of it.
+    `heard` is the latest header from there so far, `here_ms` our time since boot now.
     """
     ahead_ms = header.now_ms - here_ms
     stances = known.boots.get(header.boot)
@@ -397,12 +400,13 @@ def _stance(header: ClockHeader, own: str, here_ms: int, forward_ms: int, known:
         # a request under way for long makes it look less; what really slows it is drift, or that it stood still,
         # asleep, while wall time went on
         drift_ms = round(max(header.now_ms - last.from_boot_ms, 0) * _DRIFT)
-        ahead_ms = max(ahead_ms, last.ahead_ms - drift_ms - forward_ms)
+        slept_ms = 0 if heard is None else max(header.offset_ms - heard.offset_ms, 0)
+        ahead_ms = max(ahead_ms, last.ahead_ms - drift_ms - slept_ms)
         if abs(ahead_ms - last.ahead_ms) <= _NEWS_MS:
             return None
     if last.own_boot not in known.rows:
         # nothing was sent under a boot whose time was never known: what we know better now holds from the beginning
         return Stance(last.from_boot_ms, own, ahead_ms)
-    if header.now_ms < last.from_boot_ms or len(stances) >= _ROWS_MAX:
-        return None
-    return Stance(header.now_ms + 1, own, ahead_ms)
+    # only for stamps later than all that were ever stored
+    start = (heard or header).now_ms + 1
+    return Stance(start, own, ahead_ms) if start > last.from_boot_ms and len(stances) < _ROWS_MAX else None

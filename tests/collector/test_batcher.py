@@ -98,6 +98,9 @@ class Ahead:
     def corrected_ms(self, boot: str, offset_ms: int, stamped_ms: int) -> int:
         return stamped_ms - 600_000 if boot == "wrong" else stamped_ms
 
+    def concerns(self, boot: str, offset_ms: int, latest_ms: int) -> bool:
+        return boot == "wrong"
+
 
 @settings(max_examples=50)
 @given(st.lists(st.sampled_from(["wrong", "right", None]), min_size=1, max_size=20))
