@@ -1,5 +1,6 @@
 """What may enter the buffer, and how it is laid down: room, policy when full, merging, superseding."""
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
@@ -8,7 +9,7 @@ import msgspec
 
 from collector.chunks import Batch, Chunk, salts_in
 from collector.kinds import KINDS, Lane, Parcel, Run
-from collector.work import PAGE, SEQ_BITS, Work
+from collector.work import PAGE, SEQ_BITS, LaneState, Work
 
 CHUNK_RECORDS: Final = 1000
 CHUNK_BYTES: Final = 1_000_000
@@ -47,6 +48,16 @@ class Sizes(msgspec.Struct, frozen=True):
         """The largest request body one commit can take."""
         return self.wal_cap // 2
 
+    @property
+    def max_chunk(self) -> int:
+        """Bytes of records in one row: small enough that it can be rewritten in one commit."""
+        return min(CHUNK_BYTES, self.wal_cap // 4)
+
+    @property
+    def max_step(self) -> int:
+        """Bytes of records that one commit may move from one table to another: it writes up to three times as much."""
+        return self.wal_cap // 8
+
 
 class Request(Protocol):
     """Parcels of one request that want in."""
@@ -76,7 +87,7 @@ class Admission:
             lanes = {parcel.lane for parcel in append.parcels}
             what = self._no_room(work, used + cost, lanes, append.bytes)
             if what is not None and self.when_full == "discard-oldest":
-                used -= self._discard(work, used + cost, lanes, in_hand)
+                used -= self._discard(work, used + cost, lanes, append.bytes, in_hand)
                 what = self._no_room(work, used + cost, lanes, append.bytes)
             if what is not None:
                 append.error = Full(what)
@@ -89,7 +100,7 @@ class Admission:
                 work.ledger["accepted"] += len(parcel.records)
                 _supersede(work, parcel, dead_salts)
         for lane, (records, runs) in merged.items():
-            for some, theirs in _cut(records, runs):
+            for some, theirs in _cut(records, runs, self.sizes.max_chunk):
                 work.insert_chunk(lane, some, theirs, work.now_ms)
 
     def _no_room(self, work: Work, would_use: int, lanes: set[Lane], size: int) -> str | None:
@@ -99,38 +110,56 @@ class Admission:
         if would_use > BULK * usable and any(lane.priority == "bulk" for lane in lanes):
             return "the buffer is too full for bulk records"
         for lane in lanes:
-            state = work.peek(lane)
-            mine = (state.bytes if state else 0) + size
-            others = any(other.pending for other in work.all_lanes() if other.lane != lane)
-            if others and mine > ONE_LANE * usable:
+            if self._above_share(work, lane, size) > 0:
                 return f"the lane {lane} fills its share of the buffer"
         return None
 
-    def _discard(self, work: Work, would_use: int, lanes: set[Lane], in_hand: set[int]) -> int:
+    def _above_share(self, work: Work, lane: Lane, size: int) -> int:
+        """By how many bytes a lane would exceed what one may take while others hold records."""
+        state = work.peek(lane)
+        others = any(other.pending for other in work.all_lanes() if other.lane != lane)
+        return (state.bytes if state else 0) + size - int(ONE_LANE * self.sizes.usable) if others else 0
+
+    def _discard(self, work: Work, would_use: int, lanes: set[Lane], size: int, in_hand: set[int]) -> int:
         """Drop whole chunks, the oldest first, bulk before live; never what is in hand. Freed bytes."""
-        freed, bulk_only = 0, any(lane.priority == "bulk" for lane in lanes)
-        wanted = would_use - int((BULK if bulk_only else EVERYTHING) * self.sizes.usable)
+        bulk_only = any(lane.priority == "bulk" for lane in lanes)
+        above = would_use - int((BULK if bulk_only else EVERYTHING) * self.sizes.usable)
+        freed = 0
         for priority in ("bulk",) if bulk_only else ("bulk", "live"):
-            ids = [state.id for state in work.all_lanes() if state.lane.priority == priority]
-            marks = ",".join("?" * len(ids))
-            rows = work.conn.execute(
-                "SELECT c.id, c.accepted_ms, c.crc, c.runs, c.ends, c.body, g.bits FROM chunks c "  # noqa: S608
-                f"LEFT JOIN gone g ON g.chunk = c.id WHERE c.id >> {SEQ_BITS} IN ({marks}) "
-                "ORDER BY c.accepted_ms, c.id LIMIT 1000",
-                ids,
-            ).fetchall()
-            for row in rows:
-                if freed >= wanted:
-                    return freed
-                if row[0] in in_hand:
-                    continue
-                lane = work.lane_by_id(row[0] >> SEQ_BITS).lane
-                chunk = Chunk.load(row, lane)
-                if chunk is None:
-                    continue
-                work.ledger["discarded"] += sum(len(left) for _, left in work.remove(Batch.of(lane, chunk.spans())))
-                freed += len(chunk.body)
+            states = [state for state in work.all_lanes() if state.lane.priority == priority]
+            freed += _drop(work, states, above - freed, in_hand)
+        for lane in lanes:
+            if (state := work.peek(lane)) is not None:
+                freed += _drop(work, [state], self._above_share(work, lane, size), in_hand)
         return freed
+
+
+def _drop(work: Work, states: Sequence[LaneState], wanted: int, in_hand: set[int]) -> int:
+    """Discard chunks of these lanes until so many bytes are freed; how many were."""
+    freed = 0
+    if wanted > 0:
+        # which lane holds the oldest is told by clocks that may have been set; within a lane its order is
+        for chunk in heapq.merge(*(_from_head(work, state) for state in states), key=lambda chunk: chunk.accepted_ms):
+            if chunk.id not in in_hand:
+                removed = work.remove(Batch.of(chunk.lane, chunk.spans()))
+                work.ledger["discarded"] += sum(len(left) for _, left in removed)
+                freed += len(chunk.body)
+            if freed >= wanted:
+                break
+    return freed
+
+
+def _from_head(work: Work, state: LaneState) -> Iterator[Chunk]:
+    """A lane's chunks in order, each read when it is asked for."""
+    after = (state.id << SEQ_BITS) - 1
+    while row := work.conn.execute(
+        "SELECT c.id, c.accepted_ms, c.crc, c.runs, c.ends, c.body, g.bits FROM chunks c "
+        "LEFT JOIN gone g ON g.chunk = c.id WHERE c.id > ? AND c.id < ? ORDER BY c.id LIMIT 1",
+        (after, (state.id + 1) << SEQ_BITS),
+    ).fetchone():
+        after = row[0]
+        if (chunk := Chunk.load(row, state.lane)) is not None:
+            yield chunk
 
 
 def _supersede(work: Work, parcel: Parcel, dead_salts: set[int]) -> None:
@@ -151,14 +180,14 @@ def _supersede(work: Work, parcel: Parcel, dead_salts: set[int]) -> None:
         work.ledger["superseded"] += changed
 
 
-def _cut(records: list[bytes], runs: list[Run]) -> Iterator[tuple[list[bytes], list[Run]]]:
+def _cut(records: list[bytes], runs: list[Run], max_bytes: int) -> Iterator[tuple[list[bytes], list[Run]]]:
     """Records and their runs in pieces no larger than a chunk may be."""
     start = 0
     while start < len(records):
         stop, size = start, 0
         while stop < len(records) and stop - start < CHUNK_RECORDS:
             size += len(records[stop]) + 1
-            if size > CHUNK_BYTES and stop > start:
+            if size > max_bytes and stop > start:
                 break
             stop += 1
         yield records[start:stop], _runs_between(runs, start, stop)

@@ -91,12 +91,13 @@ def assemble(
     limits: Limits,
     gate: Gate,
     is_busy: Callable[[bytes], bool] | None = None,
+    max_aside: int = 1 << 62,
 ) -> Assembly:
     """Fill one batch from the head of a lane.
 
     `chunks` come in the order accepted and are read only as far as needed. `is_busy` says
     whether an earlier record of an order key still waits aside; None where the lane has
-    nothing aside.
+    nothing aside. No more than about `max_aside` bytes of records are named to be set aside.
     """
     done = Assembly()
     spans: list[Span] = []
@@ -121,6 +122,10 @@ def assemble(
                         break
                     if verdict is not None:
                         done.fates.append((Batch.of(lane, (piece,)), verdict))
+                        max_aside -= len(piece.bytes)
+                        if max_aside <= 0:
+                            full = True
+                            break
                         continue
                 fitting = _fit(piece, limits.max_records - count, limits.max_bytes - size - (1 if spans else 0))
                 if fitting:

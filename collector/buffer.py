@@ -17,24 +17,30 @@ work. Invariants, each with a test that goes red without it:
 
 import asyncio
 import sqlite3
+import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import aiosqlite
 
+from collector import watermark
 from collector.admission import EVERYTHING, Admission, Full, Policy, Sizes
-from collector.batcher import Aside, Fate, Gate, Limits, Wait
+from collector.batcher import Aside, Delivered, Fate, Gate, Limits, Wait
 from collector.chunks import Batch, salts_in
 from collector.database import Synchronous, connect, hop, prepare
-from collector.files import BufferInUse, BufferUnusable, FileLock, create_private
+from collector.files import BufferInUse, BufferUnusable, FileLock, Moved, create_private, footing, identity
 from collector.kinds import Lane, Parcel
 from collector.logs import logger
+from collector.quarantine import Damaged, Quarantine, damage_in, look
 from collector.reserve import Reserve
+from collector.salvage import Damage, Salvage, read_damage
 from collector.taking import take
+from collector.watermark import Watermark
 from collector.work import DeadLettersFull, LaneState, Work
 from tracker.time import Clock, SystemClock
 
@@ -45,6 +51,11 @@ T = TypeVar("T")
 
 FAILURES_MAX: Final = 3
 FAILURE_WINDOW_MS: Final = 60_000
+SALVAGE_FIRST_S: Final = 5.0
+"""How long a start waits for what is salvaged from a damaged file; what takes longer goes on in the background."""
+SALVAGE_RETRY_S: Final = 5.0
+LIGHT: Final = 32 * 1024
+"""Bytes of pages that an ordinary unit changes, such as a settle that deletes."""
 
 
 class Unknown(Exception):
@@ -75,7 +86,10 @@ class _Unit(_Op):
     """A function of the transaction; its caller gets what it returned."""
 
     body: Callable[[Work], Any] = lambda _: None
+    weight: int = LIGHT
+    """Bytes it may write, about."""
     erase: bool = False
+    scrub: bool = False
 
 
 @dataclass
@@ -97,8 +111,10 @@ class Buffer:
     _door: Admission
     _reserve: Reserve
     _synchronous: Synchronous
-    _db: aiosqlite.Connection
     _lock: FileLock
+    _mark: Watermark
+    _quarantine: Quarantine
+    _db: aiosqlite.Connection = field(init=False)
     _lanes: dict[Lane, LaneState] = field(default_factory=dict)
     _ledger: dict[str, int] = field(default_factory=dict)
     _queue: deque[_Unit | _Append] = field(default_factory=deque)
@@ -112,16 +128,24 @@ class Buffer:
     _used: int = 0
     _listeners: list[Callable[[Lane], None]] = field(default_factory=list)
     _failures: list[int] = field(default_factory=list)
-    _tight: bool = False
-    """The disk is full: only settling goes on, out of the reserve."""
-    _looked_ms: int = 0
+    _footing: tuple[tuple[int, int], ...] = ()
+    """Which files the paths named when they were opened."""
     _writer: "asyncio.Task[None] | None" = None
+    _syncer: "asyncio.Task[None] | None" = None
+    """Brings the watermark to the disk, a second after a commit."""
+    _salvager: "asyncio.Task[None] | None" = None
+    damage: Damage | None = None
+    """What became of the file's last damage; None: it was never damaged."""
     _hops: int = 0
     _hopping: bool = False
     erasures: int = 0
     """Rises with every `erase`: a batch in hand from before may hold what was erased and must be taken again."""
     failed: str | None = None
     """Why the buffer takes nothing more; None while it works."""
+    tell_time: Callable[[], int] | None = None
+    """What knows the time better than our wall clock, ms since 1970."""
+    moved: bool = False
+    """Its files were deleted, renamed or replaced: it failed for good, unless they come back."""
 
     # -- opening and closing ------------------------------------------------------------------
 
@@ -143,45 +167,116 @@ class Buffer:
         """
         path = Path(path).absolute()  # noqa: ASYNC240 - touches no disk beyond the working folder's name
         sizes = Sizes(max_size)
-        reserve = Reserve(path, sizes.wal_cap)
+        reserve = Reserve(path, sizes)
+        clock = clock or SystemClock()
         lock = FileLock.acquire(path)
+        door, mark = Admission(sizes, when_full), Watermark(path, clock.boot_id())
+        buffer = cls(path, sizes, dead_max, clock, door, reserve, synchronous, lock, mark, Quarantine(path))
         try:
-            tight = reserve.make_room_before_open()
-            create_private(path)
-            db = await connect(path)
-        except BaseException:
-            lock.release()
-            raise
-        door = Admission(sizes, when_full)
-        buffer = cls(path, sizes, dead_max, clock or SystemClock(), door, reserve, synchronous, db, lock)
-        buffer._tight = tight
-        try:
-            await buffer._hop(lambda conn: prepare(conn, sizes, synchronous))
-            await buffer._hop(buffer._load)
-            if not tight:
-                await buffer._hop(buffer._build_reserve)
+            await buffer._connect()
         except BaseException as error:
-            with suppress(sqlite3.Error):
-                await db.close()
+            await buffer._disconnect()
             lock.release()
             if isinstance(error, sqlite3.DatabaseError):
-                raise BufferUnusable(path, f"{error}. Move it away to start afresh.") from error
+                remedy = "Free some space" if reserve.is_refused() else "Move it away to start afresh"
+                raise BufferUnusable(path, f"{error}. {remedy}.") from error
             raise
         buffer._idle.set()
         buffer._writer = asyncio.create_task(buffer._write(), name="tillpost-writer")
+        if buffer._salvager is not None:
+            await asyncio.wait((buffer._salvager,), timeout=SALVAGE_FIRST_S)
         return buffer
 
     async def close(self) -> None:
         """Commit what is queued, then let go of the file."""
         self._closing = True
         self._wake.set()
+        for task in (self._salvager, self._syncer):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait((task,))
         await asyncio.wait((self.writer,))
         try:
             await self._db.close()
+            await asyncio.to_thread(self._mark.close, clean=self.failed is None)
         finally:
             self._lock.release()
 
+    async def _connect(self, damage: str | None = None) -> None:
+        """A connection to a file that can be trusted.
+
+        One that cannot goes into quarantine, and a fresh one carries on with what can be salvaged.
+        """
+        mark = watermark.read(self.path)
+        if self._quarantine.interrupted:
+            damage = "it was being put into quarantine"
+        damage = damage or look(self.path, mark)
+        if damage is None:
+            try:
+                await self._open_file(partial(self._trust, mark=mark))
+                return
+            except (sqlite3.Error, BufferUnusable, Damaged) as error:
+                damage = damage_in(error, self.path, opening=True)
+                if damage is None:
+                    raise
+        log.error("buffer_damaged", path=str(self.path), what=damage, moved_to=str(self._quarantine.folder))
+        self._quarantine.take_in()
+        await self._disconnect()
+        salvage = await asyncio.to_thread(Salvage, self._quarantine, self.clock.boot_id(), damage)
+        await self._open_file(lambda conn: salvage.begin(conn, self.clock.wall_ms()))
+        self._quarantine.moved()
+
+    async def _open_file(self, introduce: Callable[[sqlite3.Connection], None]) -> None:
+        create_private(self.path)
+        self._reserve.before_open()
+        self._db = await connect(self.path)
+        await self._hop(partial(self._get_ready, introduce=introduce))
+        if self._salvager is not None:
+            self._salvager.cancel()
+        self._salvager = None
+        if self.damage is not None and not self.damage.done:
+            self._salvager = asyncio.create_task(self._carry_over(), name="tillpost-salvage")
+
+    async def _disconnect(self) -> None:
+        with suppress(sqlite3.Error, AttributeError):  # there may be no connection yet
+            await self._db.close()
+            self._mark.forget_log()
+
+    def _get_ready(self, conn: sqlite3.Connection, introduce: Callable[[sqlite3.Connection], None]) -> None:
+        prepare(conn, self.sizes, self._synchronous)
+        introduce(conn)
+        self._load(conn)
+        self._reserve.after_open(conn)
+        self._footing = footing(self.path)
+        self._mark.start(watermark.facts_in(conn))
+
+    def _trust(self, conn: sqlite3.Connection, mark: watermark.Facts | None) -> None:
+        """Raises Damaged for a file that contradicts itself, or the mark beside it."""
+        try:
+            facts = watermark.facts_in(conn)
+        except (ValueError, TypeError, KeyError) as error:
+            raise Damaged(f"its counts are not readable ({error})") from error
+        if (wrong := watermark.compare(facts, mark)) is not None:
+            raise Damaged(wrong)
+        if facts.instance is None:
+            conn.execute("INSERT INTO meta (name, value) VALUES ('instance', ?), ('serial', 0)", (uuid.uuid4().hex,))
+
+    async def _carry_over(self) -> None:
+        """What can be salvaged of the damaged file, in the background."""
+        salvage = await asyncio.to_thread(Salvage, self._quarantine, self.clock.boot_id())
+        while self.damage is None or not self.damage.done:
+            try:
+                self.damage = await salvage.run(self)
+            except Unknown:
+                await asyncio.sleep(SALVAGE_RETRY_S)
+
+    async def _sync_mark(self) -> None:
+        await asyncio.sleep(watermark.SYNC_EVERY_S)
+        await asyncio.to_thread(self._mark.sync)
+
     def _load(self, conn: sqlite3.Connection) -> None:
+        self._lanes = {}
+        self.damage = read_damage(conn)
         self._ledger = dict(conn.execute("SELECT name, n FROM ledger").fetchall())
         rows = conn.execute("SELECT id, kind, identifier, priority, last_seq, pending, aside, bytes FROM lanes")
         for lane_id, kind, identifier, priority, *numbers in rows.fetchall():
@@ -193,11 +288,6 @@ class Buffer:
         for (body,) in conn.execute("SELECT body FROM dead WHERE NOT superseded"):
             self._dead_salts.update(map(hash, salts_in(body)))
         self._used = Work(conn, {}, 0).used_bytes()
-
-    def _build_reserve(self, _: sqlite3.Connection) -> None:
-        if self._reserve.build():
-            with suppress(OSError):  # without blocks of its own the log grows as any file does
-                self._reserve.grow_log()
 
     async def _hop(self, unit: Callable[[sqlite3.Connection], Any]) -> None:
         self._hops += 1
@@ -226,18 +316,23 @@ class Buffer:
         safe from the policy that discards, until the next `take` or `release`.
         """
         boot_ms = self.clock.boot_ms()
-        found = await self.run(lambda work: take(work, lane, limits, gate, self._parked, boot_ms))
+        most = self.sizes.max_step // 2
+        found = await self.run(
+            lambda work: take(work, lane, limits, gate, self._parked, boot_ms, most), weight=3 * most
+        )
         self._in_hand.pop(lane, None)
         if isinstance(found, Batch):
             self._in_hand[lane] = found
         return found
 
     async def settle(self, fates: Sequence[tuple[Batch, Fate]]) -> None:
-        """Give records their fate, all in one transaction; on disk when it returns.
+        """Give records their fate, all in one transaction unless much is set aside; on disk when it returns.
 
         Raises DeadLettersFull, and then settled nothing; Unknown when the commit failed.
         """
-        await self.run(lambda work: work.settle(fates))
+        for some in _in_steps(fates, self.sizes.max_step):
+            weight = sum(3 * len(part.body) for part, fate in some if not isinstance(fate, Delivered))
+            await self._do(_Unit(_future(), body=partial(Work.settle, fates=some), weight=LIGHT + weight))
         for part, fate in fates:
             if not isinstance(fate, Aside):
                 for span in part.spans:
@@ -249,20 +344,31 @@ class Buffer:
         if self._in_hand.get(batch.lane) is batch:
             del self._in_hand[batch.lane]
 
-    async def run(self, unit: Callable[[Work], T]) -> T:
+    async def run(self, unit: Callable[[Work], T], *, weight: int = LIGHT) -> T:
         """Any other work, inside the next group commit; durable when it returns.
 
-        An exception of the unit undoes that unit alone and is raised here.
+        An exception of the unit undoes that unit alone and is raised here. `weight`: bytes it may write, about;
+        what goes into one commit weighs no more than `Sizes.max_body`.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._submit(_Unit(future, body=unit))
-        return await future
+        return cast(T, await self._do(_Unit(_future(), body=unit, weight=weight)))
 
-    async def erase(self, unit: Callable[[Work], T]) -> T:
-        """Like `run`, but what the unit deletes is overwritten, in the file and in the write-ahead log."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._submit(_Unit(future, body=unit, erase=True))
-        return await future
+    async def erase(self, steps: Iterable[Callable[[Work], None]]) -> None:
+        """Commit each step; what they delete is overwritten when it returns, in the file and in the write-ahead log.
+
+        One step for everything would need a log without bounds.
+        """
+        for step in steps:
+            await self._do(_Unit(_future(), body=step, weight=self.sizes.max_body, erase=True))
+        await self._do(_Unit(_future(), scrub=True))
+
+    async def look(self) -> None:
+        """See how things stand on the disk, as every commit does: for when there are none. Returns when it is done."""
+        with suppress(Unknown):
+            await self._do(_Unit(_future()))
+
+    async def _do(self, op: _Unit) -> Any:
+        self._submit(op)
+        return await op.future
 
     # -- what is known without asking the file ------------------------------------------------
 
@@ -276,6 +382,10 @@ class Buffer:
     def under_way(self) -> int | None:
         """The number of the transaction the disk is busy with; None while it rests."""
         return self._hops if self._hopping else None
+
+    def now_ms(self) -> int:
+        """The time that is stored with what comes in and what dies, for people and for `dead.keep`."""
+        return self.clock.wall_ms() if self.tell_time is None else self.tell_time()
 
     def lanes(self) -> list[LaneState]:
         """Every lane ever used, as last committed."""
@@ -296,7 +406,7 @@ class Buffer:
     @property
     def is_full(self) -> bool:
         """Whether an ordinary record would be refused now."""
-        return self._tight or self._used > EVERYTHING * self.sizes.usable
+        return self._reserve.tight or self._used > EVERYTHING * self.sizes.usable
 
     @property
     def dead_bytes(self) -> int:
@@ -334,6 +444,8 @@ class Buffer:
                         op.fail(Unknown(f"the writer died ({type(error).__name__})"))
                     self._fail(f"its writer died ({type(error).__name__})")
                     raise
+            while self._reserve.over and not self._queue and self.failed is None:
+                await self._hop(self._reserve.shrink)
             self._idle.set()
             if self._closing:
                 return
@@ -344,7 +456,7 @@ class Buffer:
         room = self.sizes.max_body
         while self._queue:
             op = self._queue[0]
-            size = op.bytes if isinstance(op, _Append) else 0
+            size = op.bytes if isinstance(op, _Append) else op.weight
             if group and size > room:
                 break
             room -= size
@@ -354,51 +466,56 @@ class Buffer:
     async def _commit(self, group: list[_Unit | _Append], *, last_try: bool = False) -> None:
         units = [op for op in group if isinstance(op, _Unit)]
         appends = [op for op in group if isinstance(op, _Append)]
-        if self._tight and not last_try:
-            await self._look_for_room()
-            if self._tight:
-                for append in appends:
-                    append.fail(Full("the disk is full"))
-                appends = []
-                if not units:
-                    return
         erase = any(unit.erase for unit in units)
+        scrub = any(unit.scrub for unit in units)
         work: Work | None = None
 
         def transaction(conn: sqlite3.Connection) -> None:
             nonlocal work
+            self._check_footing()
+            self._reserve.look(conn, sum(append.bytes for append in appends))
             if erase:
                 conn.execute("PRAGMA secure_delete = ON")
-            work = Work(conn, self._lanes, self.clock.wall_ms(), self._dead_bytes, self.dead_max)
+            work = Work(conn, self._lanes, self.now_ms(), self._dead_bytes, self.dead_max)
             conn.execute("BEGIN IMMEDIATE")
             try:
                 # settles first: they make the room that appends then find
                 for unit in units:
                     _run_unit(work, unit)
-                if appends:
+                if self._reserve.tight:
+                    for append in appends:
+                        append.error = Full("the disk is full")
+                elif appends:
                     in_hand = {span.chunk.id for batch in self._in_hand.values() for span in batch.spans}
                     self._door.admit(work, appends, self._dead_salts, in_hand)
                 work.finish()
                 self._used = work.used_bytes()
+                self._mark.promise(self._ledger, work.ledger)
                 conn.execute("COMMIT")
             except BaseException:
                 if conn.in_transaction:
                     conn.execute("ROLLBACK")
                 raise
-            if self._tight:
-                # every page given back counts, and the log must not grow beyond its blocks
-                conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            if erase:
+            finally:
+                if erase:
+                    conn.execute("PRAGMA secure_delete = FAST")
+            self._check_footing()  # what was just written is where it will be looked for
+            self._mark.note(work, self._ledger)
+            self._reserve.after_commit(conn)
+            self.erasures += erase
+            if scrub:
                 # free pages may hold what was delivered of that person, the log what was just erased
-                conn.executescript("PRAGMA incremental_vacuum")
-                conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                conn.execute("PRAGMA secure_delete = FAST")
-                self.erasures += 1
+                self._reserve.scrub(conn)
 
         try:
             await self._hop(transaction)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             await self._after_failure(units, appends, error, last_try)
+        except Moved as error:
+            self.moved = True
+            self._fail(f"its files were deleted, renamed or replaced while it was running ({error})")
+            for op in (*units, *appends):
+                op.fail(Unknown(str(self.failed)))
         except Exception as error:
             log.exception("buffer_transaction_failed")
             for op in (*units, *appends):
@@ -406,6 +523,8 @@ class Buffer:
         else:
             assert work is not None
             self._publish(work)
+            if self._syncer is None or self._syncer.done():
+                self._syncer = asyncio.create_task(self._sync_mark(), name="tillpost-watermark")
             for op in (*units, *appends):
                 op.resolve()
             for lane, state in work.lanes.items():
@@ -422,56 +541,53 @@ class Buffer:
         self._parked.update(work.parked)
 
     async def _after_failure(
-        self, units: list[_Unit], appends: list[_Append], error: sqlite3.Error, last_try: bool
+        self, units: list[_Unit], appends: list[_Append], error: sqlite3.Error | OSError, last_try: bool
     ) -> None:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL and not last_try:
-            # it undid the settles too: commit them alone, out of the reserve; they free what is needed
+        if self._says_full(error):
+            # certainly not committed. It undid the settles too: commit them alone, they free what is needed
             for append in appends:
                 append.fail(Full("the disk or the buffer file is full"))
-            await self._tighten()
-            if units:
-                await self._commit(list(units), last_try=True)
+            if last_try:
+                for unit in units:
+                    unit.fail(Unknown("the disk or the buffer file is full: nothing was noted"))
+                return
+            await self._hop(self._reserve.make_room)
+            for unit in units:
+                await self._commit([unit], last_try=True)
             return
         log.error("buffer_commit_failed", error=str(error), errorname=getattr(error, "sqlite_errorname", None))
         for op in (*units, *appends):
             op.fail(Unknown(f"the commit failed ({error}); whether it is on disk is not known"))
-        await self._reopen()
+        await self._reopen(damage_in(error, self.path, opening=False))
 
-    async def _tighten(self) -> None:
-        """The disk is full, or the file at its cap: nothing more comes in until there is room."""
-        if self._reserve.free_bytes() < self._reserve.size:
-            self._reserve.release()
-        self._tight = True
-        self._looked_ms = self.clock.boot_ms()
-        with suppress(sqlite3.Error):
-            await self._hop(lambda conn: conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
+    def _check_footing(self) -> None:
+        if footing(self.path) != self._footing:
+            raise Moved("other files have their names")
 
-    async def _look_for_room(self) -> None:
-        """Once a second: is there room for the reserve again? Then ingest may go on."""
-        now = self.clock.boot_ms()
-        if now - self._looked_ms < 1000:
-            return
-        self._looked_ms = now
-        if self._reserve.build():
-            await self._hop(self._build_reserve)
-            self._tight = False
-            log.info("reserve_rebuilt")
+    def _says_full(self, error: sqlite3.Error | OSError) -> bool:
+        code = getattr(error, "sqlite_errorcode", None)
+        # SQLite knows a full disk, but not a quota that is used up
+        return code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR_WRITE and self._reserve.is_refused())
 
-    async def _reopen(self) -> None:
+    async def _reopen(self, damage: str | None = None) -> None:
         """After an errored COMMIT only a fresh connection knows what is on disk (fsync may have failed half-way)."""
         now = self.clock.boot_ms()
         self._failures = [at for at in self._failures if now - at < FAILURE_WINDOW_MS] + [now]
         try:
-            await self._db.close()
+            if damage is None:
+                await self._db.close()  # a damaged file is moved first: closing would write to it
+                self._mark.forget_log()
         except sqlite3.Error as error:
             log.error("buffer_close_failed", error=str(error))
         try:
-            self._db = await connect(self.path)
-            await self._hop(lambda conn: prepare(conn, self.sizes, self._synchronous))
-            await self._hop(self._load)
-        except (sqlite3.Error, BufferUnusable) as error:
+            if identity(self.path) != self._footing[0]:
+                raise Moved("another file has its name")
+            await self._connect(damage)
+            await self._hop(_prove_writable)
+        except (sqlite3.Error, OSError, BufferUnusable, Moved) as error:
             self.failed = f"it cannot be opened again: {error}"
         else:
+            self.moved = False
             self.failed = "three commits failed within a minute" if len(self._failures) >= FAILURES_MAX else None
         if self.failed is not None:
             self._fail(self.failed)
@@ -490,6 +606,13 @@ class Buffer:
         return self.failed is None
 
 
+def _prove_writable(conn: sqlite3.Connection) -> None:
+    """Commit something: SQLite opens what it may not write, too, and says so only then."""
+    conn.execute("BEGIN IMMEDIATE")
+    conn.execute("UPDATE ledger SET n = n WHERE name = 'lost'")
+    conn.execute("COMMIT")
+
+
 def _run_unit(work: Work, unit: _Unit) -> None:
     """A unit's own exception undoes that unit alone; SQLite's undoes the transaction."""
     undo = work.undoable()
@@ -504,3 +627,23 @@ def _run_unit(work: Work, unit: _Unit) -> None:
         undo()
         unit.error = error
     work.conn.execute("RELEASE unit")
+
+
+def _future() -> "asyncio.Future[Any]":
+    return asyncio.get_running_loop().create_future()
+
+
+def _in_steps(fates: Sequence[tuple[Batch, Fate]], max_bytes: int) -> Iterator[Sequence[tuple[Batch, Fate]]]:
+    """The fates as given; what is set aside in parts that one commit can write."""
+    if all(not isinstance(fate, Aside) or len(part.body) <= max_bytes for part, fate in fates):
+        yield fates
+        return
+    for part, fate in fates:
+        start = size = 0
+        for i in range(part.count):
+            length = len(part.record(i))
+            if i > start and size + length > max_bytes and isinstance(fate, Aside):
+                yield [(part.part(start, i), fate)]
+                start, size = i, 0
+            size += length
+        yield [(part.part(start, part.count), fate)]

@@ -10,6 +10,7 @@ import aiosqlite
 from collector import schema
 from collector.admission import Sizes
 from collector.files import BufferUnusable, inherit_nothing
+from collector.reserve import most_pages
 from collector.work import PAGE
 
 Synchronous = Literal["FULL", "NORMAL", "OFF"]
@@ -54,11 +55,11 @@ def prepare(conn: sqlite3.Connection, sizes: Sizes, synchronous: Synchronous) ->
     conn.execute("PRAGMA temp_store = MEMORY")
     conn.execute("PRAGMA trusted_schema = OFF")
     conn.execute("PRAGMA cell_size_check = ON")
-    # half the cap for what waits to be checkpointed, half for one commit
-    conn.execute(f"PRAGMA wal_autocheckpoint = {sizes.wal_cap // 2 // PAGE}")
+    # three eighths of the cap for what waits to be checkpointed, the rest for one commit: half of it in records
+    conn.execute(f"PRAGMA wal_autocheckpoint = {sizes.wal_cap * 3 // 8 // PAGE}")
+    conn.execute(f"PRAGMA journal_size_limit = {sizes.wal_cap}")  # a log of a larger cap gets shorter, never below
     pages = conn.execute("PRAGMA page_count").fetchone()[0]
-    # a cap lowered below the backlog must still let settles through
-    conn.execute(f"PRAGMA max_page_count = {max(sizes.usable // PAGE, pages + 64)}")
+    conn.execute(f"PRAGMA max_page_count = {most_pages(sizes.usable, pages)}")
     schema.migrate(conn)
 
 

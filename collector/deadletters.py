@@ -1,6 +1,7 @@
 """Dead letters: what the upstream refused for what it is, until someone decides."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ import msgspec
 from collector.buffer import Buffer
 from collector.chunks import crc_of
 from collector.kinds import Run
-from collector.work import Work
+from collector.work import Work, in_steps
 from tracker.time import format_ms
 
 _RUNS = msgspec.msgpack.Decoder(tuple[Run, ...])
@@ -63,58 +64,71 @@ async def retry(buffer: Buffer, ids: Sequence[int] | None, *, force: bool = Fals
     key was accepted since, and they would overwrite it. Damaged ones never.
     """
 
-    def revive(work: Work) -> int:
-        count = 0
-        for row in _chosen(work, ids):
-            letter_id, lane_id, superseded, accepted_ms, crc, runs, body = row
-            if (superseded and not force) or crc_of(runs, b"", body) != crc:
-                continue
-            work.insert_chunk(work.lane_by_id(lane_id).lane, [body], _RUNS.decode(runs), accepted_ms)
-            _remove(work, letter_id, superseded, body)
-            count += 1
-        return count
+    def revive(work: Work, row: tuple[Any, ...]) -> bool:
+        letter_id, lane_id, superseded, accepted_ms, crc, runs, body = row
+        if (superseded and not force) or crc_of(runs, b"", body) != crc:
+            return False
+        work.insert_chunk(work.lane_by_id(lane_id).lane, [body], _RUNS.decode(runs), accepted_ms)
+        _remove(work, letter_id, superseded, body)
+        return True
 
-    return await buffer.run(revive)
+    return await _each(buffer, ids, revive)
 
 
 async def discard(buffer: Buffer, ids: Sequence[int] | None) -> int:
     """Give dead letters up for good; how many. The ledger counts them as discarded."""
-
-    def drop(work: Work) -> int:
-        count = 0
-        for letter_id, _, superseded, _, _, _, body in _chosen(work, ids):
-            _remove(work, letter_id, superseded, body)
-            work.ledger["discarded"] += 1
-            count += 1
-        return count
-
-    return await buffer.run(drop)
+    return await _each(buffer, ids, _discard)
 
 
 async def expire(buffer: Buffer, keep_s: float) -> int:
     """Discard dead letters older than `dead.keep`; how many."""
 
-    def drop(work: Work) -> int:
-        old = work.conn.execute("SELECT id FROM dead WHERE died_ms < ?", (work.now_ms - int(keep_s * 1000),)).fetchall()
-        count = 0
-        for letter_id, _, superseded, _, _, _, body in _chosen(work, [letter_id for (letter_id,) in old]):
-            _remove(work, letter_id, superseded, body)
-            work.ledger["discarded"] += 1
-            count += 1
-        return count
+    def old(work: Work) -> list[int]:
+        rows = work.conn.execute("SELECT id FROM dead WHERE died_ms < ?", (work.now_ms - int(keep_s * 1000),))
+        return [letter_id for (letter_id,) in rows]
 
-    return await buffer.run(drop)
+    return await _each(buffer, await buffer.run(old), _discard)
 
 
-def _chosen(work: Work, ids: Sequence[int] | None) -> list[tuple[Any, ...]]:
-    columns = "SELECT id, lane, superseded, accepted_ms, crc, runs, body FROM dead"
+def _discard(work: Work, row: tuple[Any, ...]) -> bool:
+    letter_id, _, superseded, _, _, _, body = row
+    _remove(work, letter_id, superseded, body)
+    work.ledger["discarded"] += 1
+    return True
+
+
+async def _each(buffer: Buffer, ids: Sequence[int] | None, act: Callable[[Work, tuple[Any, ...]], bool]) -> int:
+    """Do something to the letters chosen, oldest first; to how many it was done.
+
+    As many in one transaction as the write-ahead log has room for. Letters that die meanwhile are left alone.
+    """
+    chosen = await buffer.run(lambda work: _chosen(work, ids))
+
+    def step(work: Work, some: Sequence[int]) -> int:
+        return sum(act(work, row) for letter_id in some for row in _row(work, letter_id))
+
+    count = 0
+    for some in in_steps(chosen, buffer.sizes.max_step):
+        count += await buffer.run(partial(step, some=some), weight=buffer.sizes.max_body)
+    return count
+
+
+def _chosen(work: Work, ids: Sequence[int] | None) -> dict[int, int]:
+    """The ids of letters with the sizes of their records."""
+    sizes = "SELECT id, length(body) FROM dead"
     if ids is None:
-        return work.conn.execute(f"{columns} ORDER BY id").fetchall()
-    return [
+        return dict(work.conn.execute(f"{sizes} ORDER BY id").fetchall())
+    return dict(
         row
         for letter_id in sorted(set(ids))
-        for row in work.conn.execute(f"{columns} WHERE id = ?", (letter_id,)).fetchall()
-    ]
+        for row in work.conn.execute(f"{sizes} WHERE id = ?", (letter_id,)).fetchall()
+    )
+
+
+def _row(work: Work, letter_id: int) -> list[tuple[Any, ...]]:
+    return work.conn.execute(
+        "SELECT id, lane, superseded, accepted_ms, crc, runs, body FROM dead WHERE id = ?", (letter_id,)
+    ).fetchall()
 
 
 def _remove(work: Work, letter_id: int, superseded: int, body: bytes) -> None:

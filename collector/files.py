@@ -71,15 +71,23 @@ class FileLock:
                 buffer, f"{error.strerror} ({error.filename}). Check the folder and its owner."
             ) from error
         if not _try_lock(fd):
-            with suppress(OSError):
-                os.lseek(fd, 0, os.SEEK_SET)
-            holder = os.read(fd, 32).decode("ascii", "replace").strip()
+            holder = _holder(fd)
             os.close(fd)
-            raise BufferInUse(buffer, int(holder) if holder.isdigit() else None)
+            raise BufferInUse(buffer, holder)
         with suppress(OSError):  # on a full disk the lock holds all the same, it just cannot say who
-            os.ftruncate(fd, 0)
-            os.write(fd, f"{os.getpid()}\n".encode())
+            os.ftruncate(fd, os.write(fd, f"{os.getpid()}\n".encode()))
         return cls(fd)
+
+    @classmethod
+    def probe(cls, buffer: Path) -> None:
+        """Raises BufferInUse if somebody holds it now: a quick look before costly preparations, no promise."""
+        with suppress(OSError):  # `acquire` says what is wrong
+            fd = os.open(beside(buffer, ".lock"), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if fcntl is not None and not _try_lock(fd, shared=True):
+                    raise BufferInUse(buffer, _holder(fd))
+            finally:
+                os.close(fd)
 
     def release(self) -> None:
         if self._fd in _descriptors:
@@ -87,7 +95,13 @@ class FileLock:
             os.close(self._fd)
 
 
-def _try_lock(fd: int) -> bool:
+def _holder(fd: int) -> int | None:
+    """The process that says it holds the lock."""
+    said = os.pread(fd, 32, 0).decode("ascii", "replace").strip() if hasattr(os, "pread") else ""
+    return int(said) if said.isdigit() else None
+
+
+def _try_lock(fd: int, *, shared: bool = False) -> bool:
     if fcntl is None:  # pragma: no cover - Windows
         msvcrt = importlib.import_module("msvcrt")
         try:
@@ -96,7 +110,7 @@ def _try_lock(fd: int) -> bool:
             return False
         return True
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
@@ -108,6 +122,27 @@ def create_private(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise BufferUnusable(path, f"{error.strerror}. Check the path and its owner.") from error
+
+
+class Moved(Exception):
+    """The buffer's files are not where they were opened: deleted, renamed, or replaced."""
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Which file the path names. Raises Moved where there is none."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise Moved(f"{path.name} is gone") from error
+    return found.st_dev, found.st_ino
+
+
+def footing(path: Path) -> tuple[tuple[int, int], ...]:
+    """Which files the buffer is: what is written while that stays the same is there after a restart.
+
+    SQLite goes on writing to files that were deleted. Raises Moved where one is gone.
+    """
+    return identity(path), identity(beside(path, "-wal"))
 
 
 # A forked child that ends normally would finalise the inherited connection, and SQLite would

@@ -10,7 +10,7 @@ from collector.batcher import Batch
 from collector.buffer import Buffer
 from collector.chunks import Chunk, Span, crc_of, encode_runs, ends_of
 from collector.kinds import KINDS, Identity
-from collector.work import SEQ_BITS, LaneState, Work
+from collector.work import SEQ_BITS, LaneState, Work, in_steps
 from tracker.time import format_ms
 
 CHUNKS_PER_STEP = 200
@@ -58,15 +58,18 @@ async def find(buffer: Buffer, query: Query) -> list[dict[str, Any]]:
     """Every record here that matches, with its state: pending, aside, dead or superseded."""
     found: list[dict[str, Any]] = []
 
-    def seen(chunk: Chunk, hits: list[int]) -> None:
+    def seen(chunk: Chunk) -> None:
         identity = KINDS[chunk.lane.kind].identity
         where = "aside" if chunk.from_aside else "pending"
-        found.extend(_entry(chunk, identity(chunk.record(i)), where) for i in hits)
+        for span in chunk.spans():
+            for i in range(span.start, span.stop):
+                if query.matches(known := identity(chunk.record(i))):
+                    found.append(_entry(chunk, known, where))
 
     for state in query.lanes(buffer.lanes()):
         await _each_chunk(buffer, state, query, seen)
         for chunk in await buffer.run(partial(_aside, state=state, query=query)):
-            seen(chunk, [0])
+            seen(chunk)
     return found + await buffer.run(lambda work: _dead(work, query))
 
 
@@ -82,30 +85,23 @@ def _entry(chunk: Chunk, identity: Identity, where: str) -> dict[str, Any]:
     }
 
 
-async def _each_chunk(
-    buffer: Buffer, state: LaneState, query: Query, visit: Callable[[Chunk, list[int]], None]
-) -> None:
-    """Call `visit` with every chunk of a lane that holds matches, and which records they are."""
+async def _each_chunk(buffer: Buffer, state: LaneState, query: Query, visit: Callable[[Chunk], None]) -> None:
+    """Call `visit` with every chunk of a lane that may hold matches, gone ones included."""
     after = (state.id << SEQ_BITS) - 1
     token = query.token()
-    matches, identity = query.matches, KINDS[state.lane.kind].identity
 
     def step(work: Work) -> int | None:
-        rows = work.conn.execute(
+        last = None
+        for row in work.conn.execute(
             "SELECT c.id, c.accepted_ms, c.crc, c.runs, c.ends, c.body, g.bits FROM chunks c "
             "LEFT JOIN gone g ON g.chunk = c.id WHERE c.id > ? AND c.id < ? ORDER BY c.id LIMIT ?",
             (after, (state.id + 1) << SEQ_BITS, CHUNKS_PER_STEP),
-        ).fetchall()
-        for row in rows:
+        ):
+            last = int(row[0])
             chunk = Chunk.load(row, state.lane)
-            if chunk is None or (token not in chunk.body and b"\\" not in chunk.body):
-                continue
-            hits = [
-                i for span in chunk.spans() for i in range(span.start, span.stop) if matches(identity(chunk.record(i)))
-            ]
-            if hits:
-                visit(chunk, hits)
-        return int(rows[-1][0]) if rows else None
+            if chunk is not None and (token in chunk.body or b"\\" in chunk.body):
+                visit(chunk)
+        return last
 
     while True:
         last = await buffer.run(step)
@@ -147,40 +143,58 @@ async def forget(buffer: Buffer, query: Query) -> Mapping[str, int]:
     """Erase a person's pending and dead records: ``{"count": n}``, counted as discarded.
 
     What is touched is rewritten with ``secure_delete=ON`` and the write-ahead log is
-    emptied, so that the bytes are not on the disk any more.
+    overwritten, so that the bytes are not on the disk any more. In several transactions:
+    what comes in meanwhile stays.
     """
 
-    def erase(work: Work) -> int:
-        return sum(_forget_in_lane(work, state, query) for state in query.lanes(work.all_lanes())) + _forget_dead(
-            work, query
-        )
+    counts: list[int] = []
+    plan: list[tuple[LaneState, list[int]]] = []
+    for state in query.lanes(buffer.lanes()):
+        sizes: dict[int, int] = {}
+        await _each_chunk(buffer, state, query, partial(_note_size, sizes))
+        plan += [(state, ids) for ids in in_steps(sizes, buffer.sizes.max_step)]
 
-    return {"count": await buffer.erase(erase)}
+    def chunks(state: LaneState, ids: list[int]) -> Callable[[Work], None]:
+        return lambda work: counts.append(_forget_in_chunks(work, state, query, ids))
+
+    def singles(work: Work) -> None:
+        counts.extend(_forget_aside(work, state, query) for state in query.lanes(work.all_lanes()))
+        counts.append(_forget_dead(work, query))
+
+    await buffer.erase([*(chunks(state, ids) for state, ids in plan), singles])
+    return {"count": sum(counts)}
 
 
-def _forget_in_lane(work: Work, state: LaneState, query: Query) -> int:
+def _note_size(sizes: dict[int, int], chunk: Chunk) -> None:
+    sizes[chunk.id] = len(chunk.body)
+
+
+def _forget_in_chunks(work: Work, state: LaneState, query: Query, ids: list[int]) -> int:
     identity = KINDS[state.lane.kind].identity
     count = 0
-    ids = work.conn.execute(
-        "SELECT id FROM chunks WHERE id >= ? AND id < ?", (state.id << SEQ_BITS, (state.id + 1) << SEQ_BITS)
-    ).fetchall()
-    for (chunk_id,) in ids:
+    for chunk_id in ids:
         row = work.conn.execute(
             "SELECT c.id, c.accepted_ms, c.crc, c.runs, c.ends, c.body, g.bits FROM chunks c "
             "LEFT JOIN gone g ON g.chunk = c.id WHERE c.id = ?",
             (chunk_id,),
         ).fetchone()
-        chunk = Chunk.load(row, state.lane)
+        chunk = None if row is None else Chunk.load(row, state.lane)
         if chunk is None:
             continue
         every = [i for i in range(len(chunk)) if chunk.record(i) and query.matches(identity(chunk.record(i)))]
-        if not every:
-            continue
         pieces = [Span(chunk, i, i + 1) for i in every if not chunk.is_gone(i)]
         count += sum(len(left) for _, left in work.remove(Batch.of(state.lane, pieces)))
         _blank(work, chunk, set(every))
-    for chunk in _aside(work, state, query):
-        count += sum(len(left) for _, left in work.remove(Batch.of(state.lane, chunk.spans())))
+    work.ledger["discarded"] += count
+    return count
+
+
+def _forget_aside(work: Work, state: LaneState, query: Query) -> int:
+    count = sum(
+        len(left)
+        for chunk in _aside(work, state, query)
+        for _, left in work.remove(Batch.of(state.lane, chunk.spans()))
+    )
     work.ledger["discarded"] += count
     return count
 

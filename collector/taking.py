@@ -18,11 +18,18 @@ DAMAGED: Final = Dead("its stored bytes fail their checksum")
 
 
 def take(
-    work: Work, lane: Lane, limits: Limits, gate: Gate, parked: Mapping[int, int], boot_ms: int
+    work: Work,
+    lane: Lane,
+    limits: Limits,
+    gate: Gate,
+    parked: Mapping[int, int],
+    boot_ms: int,
+    max_aside: int = 1 << 62,
 ) -> Batch | Wait | None:
     """The next batch of a lane: what waited aside and may leave now, else the head of the lane.
 
     `parked` says when the parked records may be tried again, by the boot clock `boot_ms`.
+    About `max_aside` bytes may be set aside at once; where there is more to do, Wait says to come back now.
     """
     state = work.peek(lane)
     if state is None or not state.pending:
@@ -44,7 +51,7 @@ def take(
         damaged: list[Row] = []
         # closed before anything is written: an open cursor would pin the WAL
         with closing(_chunks(work, state, damaged)) as chunks:
-            done = assemble(lane, chunks, limits, gate, is_busy if state.aside else None)
+            done = assemble(lane, chunks, limits, gate, is_busy if state.aside else None, max_aside)
         for row in damaged:
             _bury_damaged(work, lane, row)
         work.settle(done.fates)
@@ -52,6 +59,9 @@ def take(
             return done.batch
         if not done.fates:
             break
+        max_aside -= sum(len(part.body) for part, _ in done.fates)
+        if max_aside <= 0:
+            return Wait(gate.now_ms)
     if not (work.peek(lane) or state).pending:
         return None
     waits = [ms for ms in (wait, done.wait_until_ms) if ms is not None]

@@ -6,7 +6,7 @@ is changed in the same place as the rows it counts.
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -34,6 +34,20 @@ class LaneState(msgspec.Struct):
     """Records, those aside and in flight included."""
     aside: int = 0
     bytes: int = 0
+
+
+def in_steps(sizes: Mapping[int, int], max_bytes: int) -> Iterator[list[int]]:
+    """The ids of rows, given with their sizes in bytes, in parts that one commit can rewrite."""
+    ids: list[int] = []
+    total = 0
+    for row_id, size in sizes.items():
+        if ids and total + size > max_bytes:
+            yield ids
+            ids, total = [], 0
+        ids.append(row_id)
+        total += size
+    if ids:
+        yield ids
 
 
 class Work:
@@ -257,6 +271,7 @@ class Work:
         for name, change in self.ledger.items():
             if change:
                 self.conn.execute("UPDATE ledger SET n = n + ? WHERE name = ?", (change, name))
+        self.conn.execute("UPDATE meta SET value = value + 1 WHERE name = 'serial'")
         if self.dead_bytes != self._dead_bytes_before:
             self.conn.execute(
                 "INSERT INTO meta (name, value) VALUES ('dead_bytes', ?) "

@@ -114,7 +114,7 @@ async def test_a_batch_in_hand_still_means_the_same_records_after_somebody_was_f
     )
     batch = await take(buffer)
     await search.forget(buffer, Query(client={"email": "c@d.pl"}))
-    assert buffer.erasures == 1
+    assert buffer.erasures > 0
     await buffer.settle([(batch.pick([0, 1]), Delivered())])
     assert (buffer.ledger()["delivered"], buffer.ledger()["discarded"], buffer.ledger()["pending"]) == (1, 1, 1)
     assert (await take(buffer)).record(0) == record("3", email="a@b.pl")
