@@ -6,7 +6,7 @@ import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -217,7 +217,9 @@ async def test_an_exception_in_a_unit_undoes_that_unit_alone(opened: Opener, pat
         assert isinstance(results[0], RuntimeError)
         assert results[1] is None
         assert buffer.ledger()["lost"] == 0
-        assert await buffer.run(lambda work: work.conn.execute("SELECT count(*) FROM meta").fetchone()) == (0,)
+        assert await buffer.run(
+            lambda work: work.conn.execute("SELECT count(*) FROM meta WHERE name = 'x'").fetchone()
+        ) == (0,)
 
 
 # -- bounds -------------------------------------------------------------------------------------
