@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from collector.config import ConfigError
-from collector.files import BufferUnusable
+from collector.files import BufferUnusable, FileLock
 from collector.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def run(
     (TILLPOST_API_KEY, TILLPOST_API_KEY_FILE), never from flags.
     """
     settings = load_settings(config_file, buffer, listen, upstream, assigned).check()
+    FileLock.probe(Path(settings.config.buffer.path).absolute())  # before half a second of imports
     from collector import logs  # structlog's import costs more than all the rest of a command
 
     _dump_no_core()
