@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from collector import deadletters, metrics
-from collector.buffer import Buffer
+from collector.buffer import Buffer, Unknown
 from collector.clock import Keeper
 from collector.config import ConfigError
 from collector.credentials import make_credentials
@@ -36,7 +36,7 @@ from collector.settings import Settings, embedded
 from collector.status import State, status_of
 from collector.tokens import AdminToken, Tokens
 from collector.units import parse_duration
-from collector.waiting import SystemTimer
+from collector.waiting import SystemTimer, Timer
 from tracker.time import Clock, SystemClock
 from tracker.wire import ClockHeader
 
@@ -55,6 +55,8 @@ FAILED_FOR_S: Final = 600.0
 STUCK_ROUNDS: Final = 2
 """Looks, REVIVE_EVERY_S apart, that may find the disk busy with the same transaction: then it is not alive, and after
 twice as many the sidecar ends. Counted, not timed: a process that was stopped for hours is not stuck."""
+LOOK_EVERY_S: Final = 2.0
+"""How often the disk is looked at while nothing is committed."""
 EXPIRE_EVERY_S: Final = 3600.0
 TROUBLE_EVERY_S: Final = 60.0
 
@@ -84,13 +86,13 @@ class LoopTrouble:
 class Parts:
     """Everything that runs on the collector's loop; made, opened and closed there."""
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Settings, clock: Clock | None = None, timer: Timer | None = None) -> None:
         self.settings = settings
         self.config = settings.config
         self.clock = clock or SystemClock()
         self.state: State = "starting"
         self.counters = metrics.Counters()
-        self.timer = SystemTimer()
+        self.timer = timer or SystemTimer()
         self.failure: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
@@ -118,6 +120,7 @@ class Parts:
             chance=random.random,
         )  # fmt: skip
         self.http.on_answer = self.keeper.on_answer
+        self.buffer.tell_time = self.keeper.upstream.now_ms
         self.credentials = make_credentials(
             config.upstream, self._upstream_secret(), self.http, self.clock, self.keeper.upstream.now_ms,
             retry_after_max_s=config.delivery.retry_after_max,
@@ -138,15 +141,18 @@ class Parts:
         try:
             await self.keeper.start()
             await self.server.start(beside(self.buffer.path, ".sock") if hasattr(os, "fork") else None)
-        except BaseException:
+        except BaseException as error:
             await self.server.close()
             await self.buffer.close()
             await self.http.close()
+            if isinstance(error, Unknown):
+                raise BufferUnusable(self.buffer.path, f"{error}. Look after the disk.") from error
             raise
         self.buffer.writer.add_done_callback(self._ended)
         self._begin(self.keeper.run(self._stop), "clock")
         await self.lanes.start()
         self._begin(self._watch(), "watch")
+        self._begin(self._look(), "look")
         self.state = "running"
         ledger = self.buffer.ledger()
         log.info("started", buffer=str(self.buffer.path), pending=ledger["pending"], dead=ledger["dead"])
@@ -164,9 +170,9 @@ class Parts:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """A part that ends while the collector runs must not leave it healthy but idle."""
+        error = None if task.cancelled() else task.exception()
         if self._stop.is_set():
             return
-        error = None if task.cancelled() else task.exception()
         why = "cancelled" if task.cancelled() else type(error).__name__ if error else "ended"
         log.critical("part died", part=task.get_name(), why=why)
         # the type alone: a message may quote what it choked on
@@ -210,10 +216,9 @@ class Parts:
     async def _watch(self) -> None:
         """Revive a failed buffer, or give up on it; discard dead letters that are past `dead.keep`."""
         failed_since: float | None = None
-        expired = 0.0
-        keep = self.config.dead.keep
+        expired = -EXPIRE_EVERY_S
         while not await self.timer.wait(self._stop, REVIVE_EVERY_S):
-            now = time.monotonic()
+            now = self.clock.boot_ms() / 1000
             self._look_for_stuck()
             if self.buffer.failed is None:
                 failed_since = None
@@ -225,10 +230,29 @@ class Parts:
                 elif now - failed_since > FAILED_FOR_S:
                     self.failure = BufferUnusable(self.buffer.path, f"it failed for ten minutes: {self.buffer.failed}")
                     self.state = "failed"
-            if keep and now - expired > EXPIRE_EVERY_S and self.buffer.failed is None:
+            if now - expired > EXPIRE_EVERY_S and await self._expire():
                 expired = now
-                if count := await deadletters.expire(self.buffer, parse_duration(keep)):
-                    log.warning("dead letters discarded", count=count, older_than=keep)
+
+    async def _look(self) -> None:
+        """Notice files that are taken away, and let the lanes go on as soon as a full disk has room again."""
+        while not await self.timer.wait(self._stop, LOOK_EVERY_S):
+            was_tight = self.buffer.is_tight
+            await self.buffer.look()
+            if self.buffer.moved and self.failure is None:
+                self.failure = BufferUnusable(self.buffer.path, f"{self.buffer.failed}. Put them back, or start anew.")
+                self.state = "failed"
+            elif was_tight and not self.buffer.is_tight:
+                self.lanes.nudge()
+
+    async def _expire(self) -> bool:
+        """Discard dead letters past `dead.keep`, unless only our own clock tells their age: it may be years ahead."""
+        keep = self.config.dead.keep
+        if not keep or not self.keeper.upstream.synchronised:
+            return False
+        with suppress(Unknown):
+            if count := await deadletters.expire(self.buffer, parse_duration(keep)):
+                log.warning("dead letters discarded", count=count, older_than=keep)
+        return True
 
     def _look_for_stuck(self) -> None:
         """A disk that hangs, or a connection whose thread is gone, ends no transaction and raises nothing."""
@@ -257,7 +281,11 @@ class Parts:
             Check("buffer", self.buffer.failed is None, self.buffer.failed or str(self.buffer.path), vital=True),
             Check("disk", self._stuck < STUCK_ROUNDS, "" if self._stuck < STUCK_ROUNDS else "hangs", vital=True),
             Check("parts", alive, "" if alive else str(self.failure), vital=True),
-            Check("space", not self.buffer.is_full, f"{used * 100 // usable} % of the buffer used"),
+            Check(
+                "space",
+                not self.buffer.is_full,
+                "the disk is full" if self.buffer.is_tight else f"{used * 100 // usable} % of the buffer used",
+            ),
             Check("state", self.state in ("running", "draining"), self.state),
         ]
 

@@ -55,7 +55,7 @@ async def status_of(
 ) -> dict[str, Any]:
     """The body of ``status.json``. Everything in it was true at one moment of the buffer."""
     oldest = await buffer.run(_oldest)
-    now_ms = buffer.clock.wall_ms()
+    now_ms = buffer.now_ms()
     lanes = []
     for row in buffer.lanes():
         line = LaneStatus(row.lane.kind, row.lane.identifier, row.lane.priority, row.pending, row.aside, None)
