@@ -409,6 +409,11 @@ class Buffer:
         return self._reserve.tight or self._used > EVERYTHING * self.sizes.usable
 
     @property
+    def is_tight(self) -> bool:
+        """Whether the disk, not the bound, is what refuses records."""
+        return self._reserve.tight
+
+    @property
     def dead_bytes(self) -> int:
         return self._dead_bytes
 
@@ -585,6 +590,7 @@ class Buffer:
             await self._connect(damage)
             await self._hop(_prove_writable)
         except (sqlite3.Error, OSError, BufferUnusable, Moved) as error:
+            self.moved = isinstance(error, Moved)
             self.failed = f"it cannot be opened again: {error}"
         else:
             self.moved = False
