@@ -257,6 +257,8 @@ class Server:
             status, headers, body = await self._find(request, admin=admin)(request)
         except Refused as refused:
             status, headers, body = refusal(refused, path)
+        except Unknown as error:
+            status, headers, body = refusal(Refused(503, f"{error}", retry_after_s=5.0), path)
         except SecretUnavailable as error:
             _log.error("token unreadable", cause=str(error))
             status, headers, body = refusal(Refused(503, "credentials cannot be checked", retry_after_s=5.0), path)

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from collector.buffer import Buffer
+from collector.buffer import Buffer, Unknown
 from collector.files import beside
 from collector.kinds import Lane
 from collector.work import SEQ_BITS, Work
@@ -53,8 +53,13 @@ async def status_of(
     upstream: Mapping[str, Any] | None = None,
     listening: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """The body of ``status.json``. Everything in it was true at one moment of the buffer."""
-    oldest = await buffer.run(_oldest)
+    """The body of ``status.json``. Everything in it was true at one moment of the buffer.
+
+    Of a buffer that failed it says what was known last.
+    """
+    oldest: Mapping[int, int] = {}
+    with suppress(Unknown):
+        oldest = await buffer.run(_oldest)
     now_ms = buffer.now_ms()
     lanes = []
     for row in buffer.lanes():
