@@ -229,6 +229,15 @@ class Batch:
         """Whether any of it waited aside for whatever reason."""
         return any(span.chunk.from_aside for span in self.spans)
 
+    @property
+    def repaired(self) -> int:
+        """How many of its times we had stamped under a wrong clock and put right."""
+        return sum(
+            chunk.record(i) != chunk.as_stored.record(i)
+            for chunk, i in self.positions()
+            if chunk.as_stored is not chunk
+        )
+
     def positions(self) -> Iterator[tuple[Chunk, int]]:
         for span in self.spans:
             for i in range(span.start, span.stop):

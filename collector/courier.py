@@ -595,6 +595,8 @@ class Courier:
     def _passed(self, part: Batch) -> None:
         """Records were accepted."""
         self._wave.delivered(part.count)
+        if self._common.tally is not None and (repaired := part.repaired):
+            self._common.tally.add("clock_corrected_records", repaired)
         self._common.passed_ms = self._common.clock.boot_ms()
         self._parked_blind = False
         self._in_wave = False

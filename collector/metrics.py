@@ -44,8 +44,7 @@ COUNTERS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "delivery_retries": ("Requests to the upstream that repeat an earlier one.", ("kind",)),
     "delivery_bytes": ("Bytes of request bodies sent to the upstream.", ("kind",)),
     "logins": ("Logins at the upstream.", ("outcome",)),
-    "clock_corrected_records": ("Records whose time, stamped by us under a wrong clock, was repaired.", ()),
-    "clock_estimated_records": ("Those of them whose true time could only be estimated.", ()),
+    "clock_corrected_records": ("Records delivered with a time that was stamped under a wrong clock and repaired.", ()),
     "commits": ("Group commits of the buffer.", ()),
 }
 """What is counted since the start besides the ledger: name, meaning and labels."""
@@ -107,6 +106,8 @@ class _Scrape(Collector):
         yield _gauge("tillpost_clock_synchronised", "1 when the upstream's clock is known.", clock.get("synchronised"))
         if clock.get("offset_ms") is not None:
             yield _gauge("tillpost_clock_offset_seconds", "Upstream's clock minus ours.", clock["offset_ms"] / 1000)
+        meaning = "Boots of this machine that ended before the true time was known: it was estimated."
+        yield CounterMetricFamily("tillpost_clock_estimated_boots", meaning, value=clock.get("estimated", 0))
         for name, (meaning, labels) in COUNTERS.items() if self._counters else ():
             family = CounterMetricFamily(f"tillpost_{name}", meaning, labels=labels)
             assert self._counters is not None

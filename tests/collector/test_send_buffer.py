@@ -11,6 +11,7 @@ import pytest
 from collector import deadletters
 from collector.buffer import Buffer
 from collector.carry import carry
+from collector.corrections import Row, add_row
 from collector.files import BufferInUse, BufferUnusable
 from collector.kinds import Lane, Parcel, Run
 from collector.post import NotACollector, Post
@@ -20,6 +21,7 @@ from tests.collector.test_send import Double, Quiet, double, refusal
 __all__ = ["double"]
 
 TIME = "2026-05-04T09:53:56.999Z"
+TIME_1970 = "1970-01-01T01:00:00.000Z"
 EVENTS, ORDERS = Lane("events", "uuid", "live"), Lane("transactions", "email", "live")
 
 
@@ -108,3 +110,30 @@ def test_a_buffer_somebody_holds_and_one_that_is_not_there_are_refused(double: D
             await buffer.close()
 
     asyncio.run(held())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_times_stamped_under_a_wrong_clock_are_repaired_as_the_old_till_would_have(
+    double: Double, tmp_path: Path, known: bool
+) -> None:
+    """Given ones are not; what nobody can repair is said."""
+    path = tmp_path / "old.db"
+    stamped, lane = [event(i, time=TIME_1970) for i in range(3)], EVENTS
+
+    async def fill() -> None:
+        buffer = await Buffer.open(path)
+        await buffer.append([Parcel(lane, stamped, [Run(2, 3_600_000, "boot-1", 0), Run(1, 3_600_000, None, 0)])])
+        if known:
+            await buffer.run(lambda work: add_row(work.conn, "boot-1", Row(0, 1_777_888_436_999, 2_000)))
+        await buffer.close()
+
+    asyncio.run(fill())
+    display = Quiet()
+    post = Post(double.url, note=lambda text: None, sleep=lambda seconds: None, timeout_s=5.0)
+    assert carry(path, post, display, Pace(None)).sent == 3
+    post.close()
+    true = "2026-05-04T10:53:56.999Z"
+    times = [json.loads(record)["time"] for _, record in double.records]
+    assert sorted(times) == sorted([*([true] * 2 if known else [TIME_1970] * 2), TIME_1970])
+    assert [note for note in display.notes if "2 records were stamped before" in note] == [*display.notes]
+    assert bool(display.notes) is not known
