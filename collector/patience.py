@@ -13,6 +13,8 @@ from tracker.time import Clock
 
 OUTAGE: Final = 3
 """After so many failures in a row nobody waits for a batch to fill any more."""
+_LOOK_S: Final = 30.0
+"""A timer stands still while the machine is suspended, the boot clock does not: so it is looked at now and then."""
 
 
 class Stopped(Exception):
@@ -124,7 +126,7 @@ class Patience:
     async def hold(self) -> None:
         """Wait until something may be sent. A nudge ends the wait, though not what the upstream asked for."""
         while (left_ms := self._due_ms - self._clock.boot_ms()) > 0:
-            if await self.wait(self.nudged, left_ms / 1000):
+            if await self.wait(self.nudged, min(left_ms / 1000, _LOOK_S)):
                 self._due_ms = self._floor_ms
         self.nudged.clear()
         if self._stop.is_set():
