@@ -1,5 +1,6 @@
 """Sockets to listen on: TCP, and Unix sockets that a crash leaves behind and a live owner keeps."""
 
+import errno
 import os
 import socket
 import stat
@@ -14,6 +15,10 @@ from collector.files import close_in_child, keep_in_child
 
 class ListenError(Exception):
     """An address cannot be listened on; the message names it, the cause and what to do."""
+
+
+class NoRoom(ListenError):
+    """The disk has no room for a socket's file."""
 
 
 class Listener:
@@ -104,7 +109,8 @@ def bind_unix(path: Path, mode: int) -> Listener:
         path.chmod(mode)
     except OSError as error:
         bound.close()
-        raise ListenError(
+        kind = NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT) else ListenError
+        raise kind(
             f"cannot listen on unix:{path}: {error.strerror or error}. Check the folder and its owner."
         ) from None
     except ListenError:

@@ -32,7 +32,7 @@ SLACK: Final = 64 * 1024
 """For the small files beside the buffer, and for what counting in pages misses."""
 RETURN: Final = 0.8
 """The ballast's share, once lent to the file, is taken back when no more than this of the file's own is used."""
-_REFUSED: Final = frozenset({errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC})
+_REFUSED: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Reserve:
@@ -55,6 +55,8 @@ class Reserve:
         """The ballast was let go and is not laid down again yet."""
         self._is_lent = False
         """The file may grow into the ballast's share."""
+        self._errno: int | None = None
+        """Why the ballast could not be laid down the last time."""
 
     # -- opening ------------------------------------------------------------------------------
 
@@ -168,13 +170,16 @@ class Reserve:
             try:
                 _allocate(self._ballast, self.size)
             except OSError as error:
-                log.warning("reserve_not_built", error=error.strerror)
+                if error.errno != self._errno:
+                    log.warning("reserve_not_built", error=error.strerror)
+                    self._errno = error.errno
                 with suppress(OSError):
                     self._ballast.unlink()
                 return
         if self._is_lent:
             conn.execute(f"PRAGMA max_page_count = {most_pages(self._usable, pages)}")
         self._spent = self._is_lent = False
+        self._errno = None
 
     def is_refused(self) -> bool:
         """Whether the disk has nothing more for us. Asked by trying: a quota shows in no figure."""

@@ -30,7 +30,7 @@ from collector.config import Config
 from collector.door import HEAD_S, IDLE_S, Door
 from collector.ingest import ROUTES, Ingest
 from collector.kinds import Parcel
-from collector.listeners import Listener, bind, bind_unix, refuse_open_doors
+from collector.listeners import Listener, NoRoom, bind, bind_unix, refuse_open_doors
 from collector.logs import logger
 from collector.operations_api import JSON, PRIVATE, Answer, Handler, Operations, OperationsApi, json_answer
 from collector.refusals import Refused, answer
@@ -165,7 +165,10 @@ class Server:
             for address in addresses:
                 await self._listen(bind(address, self._config.ingest.socket_mode_bits), admin=False)
             if admin_socket is not None:
-                await self._listen(bind_unix(admin_socket, 0o600), admin=True)
+                try:
+                    await self._listen(bind_unix(admin_socket, 0o600), admin=True)
+                except NoRoom as error:  # the backlog must leave all the same
+                    _log.error("no operations but over TCP", cause=str(error))
         except BaseException:
             await self.close()
             raise
