@@ -60,9 +60,9 @@ class Delivered:
 class Dead:
     """Refused for what it is."""
 
-    reason: str
+    reason: str = field(repr=False)  # it and the answer may quote the record
     status: int | None = None
-    answer: str = ""
+    answer: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

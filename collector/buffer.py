@@ -96,11 +96,11 @@ class _Unit(_Op):
 class _Append(_Op):
     """Parcels of one request."""
 
-    parcels: Sequence[Parcel] = ()
+    parcels: Sequence[Parcel] = field(default=(), repr=False)
     bytes: int = 0
 
 
-@dataclass
+@dataclass(repr=False)  # what waits in it is nobody's business
 class Buffer:
     """See the module. Made by `Buffer.open`; every method belongs to the loop that opened it."""
 

@@ -8,7 +8,7 @@ import re
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Final, Protocol
@@ -69,7 +69,7 @@ class Chunk:
 
     id: int
     lane: Lane
-    body: bytes
+    body: bytes = field(repr=False)
     ends: "array[int]"
     runs: tuple[Run, ...]
     accepted_ms: int

@@ -64,6 +64,9 @@ class Parcel(msgspec.Struct, frozen=True):
     runs: list[Run]
     """How their times were made; the counts sum to the number of records."""
 
+    def __repr__(self) -> str:
+        return f"<Parcel of {len(self.records)} for {self.lane}>"
+
 
 class Identity(msgspec.Struct, frozen=True):
     """What a person asks after when looking for a record."""
@@ -71,6 +74,9 @@ class Identity(msgspec.Struct, frozen=True):
     order_id: str | None
     salt: str
     client: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return "<Identity>"  # it is all about a person
 
 
 class _ClientKeys(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -62,8 +62,8 @@ class Rejected:
     """Refused for its content, nothing of it stored."""
 
     status: int
-    reason: str
-    answer: str = ""
+    reason: str = field(repr=False)
+    answer: str = field(default="", repr=False)
     hints: tuple[int, ...] = ()
     """Positions the answer names: where to look first."""
 
@@ -73,11 +73,11 @@ class PartlyRejected:
     """Some records were refused by name."""
 
     status: int
-    rejected: Mapping[int, str]
+    rejected: Mapping[int, str] = field(repr=False)
     """Position of each record named, and why."""
     complete: bool
     """Whether everything refused was matched; if not, nothing is known of the records not named."""
-    answer: str = ""
+    answer: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class TooLarge:
     """The body is larger than the upstream takes."""
 
     status: int = 413
-    answer: str = ""
+    answer: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,9 @@ class Answer:
     """One HTTP answer, its body read up to `BODY_MAX`."""
 
     status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Case-insensitive."""
-    body: bytes = b""
+    body: bytes = field(default=b"", repr=False)
     complete: bool = True
     """Whether `body` is all of it."""
     sent_boot_ms: int = 0
