@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from collector.buffer import Buffer
-from collector.chunks import crc_of
+from collector.chunks import Chunk, crc_of
+from collector.corrections import Corrections, load_corrections
 from collector.kinds import Run
 from collector.work import Work, in_steps
 from tracker.time import format_ms
@@ -18,17 +19,28 @@ PAGE_MAX = 1000
 
 
 async def page(buffer: Buffer, limit: int = 100, after: int = 0) -> dict[str, Any]:
-    """``{"dead_letters": [...], "next": id or None}``, oldest first, those after the id `after`."""
+    """``{"dead_letters": [...], "next": id or None}``, oldest first, those after the id `after`.
+
+    Records are as they were sent: with the times we stamped under a wrong clock put right.
+    """
     limit = min(max(limit, 1), PAGE_MAX)
 
-    def read(work: Work) -> list[tuple[Any, ...]]:
-        return work.conn.execute(
-            "SELECT d.id, l.kind, l.identifier, d.reason, d.status, d.answer, d.died_ms, d.superseded, d.body "
+    def read(work: Work) -> tuple[list[tuple[Any, ...]], Corrections]:
+        rows = work.conn.execute(
+            "SELECT d.id, l.kind, l.identifier, d.reason, d.status, d.answer, d.died_ms, d.superseded, "
+            "d.lane, d.accepted_ms, d.crc, d.runs, d.body "
             "FROM dead d JOIN lanes l ON l.id = d.lane WHERE d.id > ? ORDER BY d.id LIMIT ?",
             (after, limit + 1),
         ).fetchall()
+        return rows, load_corrections(work.conn)
 
-    rows = await buffer.run(read)
+    rows, corrections = await buffer.run(read)
+    lanes = {state.id: state.lane for state in buffer.lanes()}
+
+    def as_sent(letter_id: int, lane_id: int, accepted_ms: int, crc: int, runs: bytes, body: bytes) -> bytes:
+        chunk = Chunk.load_aside((letter_id, accepted_ms, crc, runs, body, ""), lanes[lane_id])
+        return body if chunk is None else chunk.retimed(corrections).body
+
     letters = [
         {
             "id": letter_id,
@@ -39,9 +51,9 @@ async def page(buffer: Buffer, limit: int = 100, after: int = 0) -> dict[str, An
             "answer": answer,
             "died_at": format_ms(died_ms),
             "superseded": bool(superseded),
-            "record": _as_json(body),
+            "record": _as_json(as_sent(letter_id, *stored)),
         }
-        for letter_id, kind, identifier, reason, status, answer, died_ms, superseded, body in rows[:limit]
+        for letter_id, kind, identifier, reason, status, answer, died_ms, superseded, *stored in rows[:limit]
     ]
     return {"dead_letters": letters, "next": rows[limit - 1][0] if len(rows) > limit else None}
 
