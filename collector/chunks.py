@@ -17,7 +17,7 @@ import msgspec
 
 from collector.kinds import KINDS, Lane, Run
 
-_SALT: Final = re.compile(rb'"eventSalt"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_SALT: Final = re.compile(rb'"eventSalt"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"')
 _RUNS_ENCODER: Final = msgspec.msgpack.Encoder()
 _RUNS_DECODER: Final = msgspec.msgpack.Decoder(tuple[Run, ...])
 
