@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -83,6 +84,9 @@ def run(
     if (passing := _file_system(path)) in _PASSING:
         loss = "it is lost with the container or at a restart: name one on a disk with --buffer"
         log.warning("buffer on a passing file system", path=str(path), file_system=passing, consequence=loss)
+    if (free := _free_bytes(path)) < settings.config.buffer.max_size:
+        log.warning("buffer may outgrow the disk", max_size=settings.config.buffer.max_size, free=free,
+                    consequence="the disk is full before the buffer is: lower buffer.max_size")  # fmt: skip
     with _signals() as signals, started(settings) as collector:
         for url in collector.urls:
             log.info("listening", url=url)
@@ -157,6 +161,13 @@ def _signals() -> Iterator["queue.SimpleQueue[int]"]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _free_bytes(buffer: Path) -> int:
+    """Room for the buffer's files: what is free, and what they hold already."""
+    folder = next(place for place in buffer.parents if place.exists())
+    held = sum(file.stat().st_size for file in folder.glob(f"{buffer.name}*") if file.is_file())
+    return shutil.disk_usage(folder).free + held
 
 
 def _file_system(path: Path) -> str:
