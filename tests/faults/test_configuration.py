@@ -83,9 +83,7 @@ def test_a_cap_lowered_below_the_backlog_starts_refuses_drains_and_accepts_again
             assert large.receive("/v4/events/batch", body(f"b{i}", 900, 900), {}, 20)[0] == 202
     with FakeUpstream(api_key="k") as fake:
         fake.fault(503, times=None)
-        with Collector(
-            path, upstream=fake.url, api_key="k", config={**settings, "buffer": {"max_size": "4MiB"}}
-        ) as small:
+        with Collector(path, upstream=fake.url, api_key="k", config=lowered) as small:
             status, headers, _ = small.receive("/v4/events/batch", body("late", 1, 1), {}, 20)
             assert status == 507
             assert int(headers["Retry-After"]) >= 1
