@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from typing import NoReturn
 
 import pytest
@@ -12,7 +13,15 @@ def compiler() -> str:
     for name in ("cc", "gcc", "clang"):
         if found := shutil.which(name):
             return found
-    missing("a C compiler (cc, gcc or clang)")
+    return missing("a C compiler (cc, gcc or clang)")
+
+
+def namespaces() -> None:
+    """User and mount namespaces, in which a test may mount a small disk of its own."""
+    if shutil.which("unshare") is None:
+        missing("unshare (util-linux)")
+    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
+        missing("user and mount namespaces (unshare -Urm)")
 
 
 def missing(what: str) -> NoReturn:
