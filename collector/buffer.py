@@ -33,7 +33,7 @@ from collector.admission import EVERYTHING, Admission, Full, Policy, Sizes
 from collector.batcher import Aside, Delivered, Fate, Gate, Limits, Wait
 from collector.chunks import Batch, salts_in
 from collector.database import Synchronous, connect, hop, prepare
-from collector.files import BufferInUse, BufferUnusable, FileLock, Moved, create_private, footing, identity
+from collector.files import BufferInUse, BufferUnusable, FileLock, Moved, create_private, footing, identity, sync_folder
 from collector.kinds import Lane, Parcel
 from collector.logs import logger
 from collector.quarantine import Damaged, Quarantine, damage_in, look
@@ -198,9 +198,14 @@ class Buffer:
         await asyncio.wait((self.writer,))
         try:
             await self._db.close()
-            await asyncio.to_thread(self._mark.close, clean=self.failed is None)
+            await asyncio.to_thread(self._end)
         finally:
             self._lock.release()
+
+    def _end(self) -> None:
+        # closing took the log away: were it back after a power cut, a mark that says "clean" would call it another's
+        sync_folder(self.path.parent)
+        self._mark.close(clean=self.failed is None)
 
     async def _connect(self, damage: str | None = None) -> None:
         """A connection to a file that can be trusted.

@@ -44,9 +44,13 @@ def _make_folder(folder: Path) -> None:
         return
     _make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
-    # SQLite syncs the names of its files, not the name of the folder they lie in
+    sync_folder(folder.parent)  # SQLite syncs the names of its files, not the name of the folder they lie in
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring to the disk which names the folder holds, where the system can."""
     with suppress(OSError):  # Windows opens no folders
-        fd = os.open(folder.parent, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         try:
             os.fsync(fd)
         finally:
