@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import aiosqlite
+import msgspec
 
-from collector import watermark
+from collector import schema, watermark
 from collector.admission import EVERYTHING, Admission, Full, Policy, Sizes
 from collector.batcher import Aside, Delivered, Fate, Gate, Limits, Wait
 from collector.chunks import Batch, salts_in
@@ -36,12 +37,12 @@ from collector.database import Synchronous, connect, hop, prepare
 from collector.files import BufferInUse, BufferUnusable, FileLock, Moved, create_private, footing, identity, sync_folder
 from collector.kinds import Lane, Parcel
 from collector.logs import logger
-from collector.quarantine import Damaged, Quarantine, damage_in, look
+from collector.quarantine import Quarantine, damage_in, look
 from collector.reserve import Reserve
 from collector.salvage import Damage, Salvage, read_damage
 from collector.taking import take
 from collector.watermark import Watermark
-from collector.work import DeadLettersFull, LaneState, Work
+from collector.work import Damaged, DeadLettersFull, LaneState, Work
 from tracker.time import Clock, SystemClock
 
 __all__ = ["Buffer", "BufferInUse", "BufferUnusable", "DeadLettersFull", "Full", "LaneState", "Unknown"]
@@ -191,11 +192,11 @@ class Buffer:
         """Commit what is queued, then let go of the file."""
         self._closing = True
         self._wake.set()
+        await asyncio.wait((self.writer,))
         for task in (self._salvager, self._syncer):
             if task is not None:
                 task.cancel()
                 await asyncio.wait((task,))
-        await asyncio.wait((self.writer,))
         try:
             await self._db.close()
             await asyncio.to_thread(self._end)
@@ -220,7 +221,7 @@ class Buffer:
             try:
                 await self._open_file(partial(self._trust, mark=mark))
                 return
-            except (sqlite3.Error, BufferUnusable, Damaged) as error:
+            except (sqlite3.Error, BufferUnusable) as error:
                 damage = damage_in(error, self.path, opening=True)
                 if damage is None:
                     raise
@@ -228,7 +229,7 @@ class Buffer:
         self._quarantine.take_in()
         await self._disconnect()
         salvage = await asyncio.to_thread(Salvage, self._quarantine, self.clock.boot_id(), damage)
-        await self._open_file(lambda conn: salvage.begin(conn, self.clock.wall_ms()))
+        await self._open_file(partial(self._carry_on, salvage=salvage))
         self._quarantine.moved()
 
     async def _open_file(self, introduce: Callable[[sqlite3.Connection], None]) -> None:
@@ -243,9 +244,9 @@ class Buffer:
             self._salvager = asyncio.create_task(self._carry_over(), name="tillpost-salvage")
 
     async def _disconnect(self) -> None:
+        self._mark.release()
         with suppress(sqlite3.Error, AttributeError):  # there may be no connection yet
             await self._db.close()
-            self._mark.forget_log()
 
     def _get_ready(self, conn: sqlite3.Connection, introduce: Callable[[sqlite3.Connection], None]) -> None:
         prepare(conn, self.sizes, self._synchronous)
@@ -257,6 +258,9 @@ class Buffer:
 
     def _trust(self, conn: sqlite3.Connection, mark: watermark.Facts | None) -> None:
         """Raises Damaged for a file that contradicts itself, or the mark beside it."""
+        if mark is not None and mark.clean:
+            self._mark.start(msgspec.structs.replace(mark, clean=False))  # before anything is written
+        schema.migrate(conn)
         try:
             facts = watermark.facts_in(conn)
         except (ValueError, TypeError, KeyError) as error:
@@ -265,6 +269,10 @@ class Buffer:
             raise Damaged(wrong)
         if facts.instance is None:
             conn.execute("INSERT INTO meta (name, value) VALUES ('instance', ?), ('serial', 0)", (uuid.uuid4().hex,))
+
+    def _carry_on(self, conn: sqlite3.Connection, salvage: Salvage) -> None:
+        schema.migrate(conn)
+        salvage.begin(conn, self.clock.wall_ms())
 
     async def _carry_over(self) -> None:
         """What can be salvaged of the damaged file, in the background."""
@@ -586,7 +594,7 @@ class Buffer:
         try:
             if damage is None:
                 await self._db.close()  # a damaged file is moved first: closing would write to it
-                self._mark.forget_log()
+                self._mark.release()
         except sqlite3.Error as error:
             log.error("buffer_close_failed", error=str(error))
         try:

@@ -40,7 +40,7 @@ async def hop(db: aiosqlite.Connection, unit: Callable[[sqlite3.Connection], Any
 
 
 def prepare(conn: sqlite3.Connection, sizes: Sizes, synchronous: Synchronous) -> None:
-    """Settings in the one order that works, then the schema."""
+    """Settings in the one order that works. Raises BufferUnusable for a file that is not ours, untouched."""
     conn.execute("PRAGMA locking_mode = EXCLUSIVE")  # before anything touches the WAL: no -shm file, ever
     conn.execute("PRAGMA busy_timeout = 5000")
     _recognise(conn)
@@ -60,7 +60,6 @@ def prepare(conn: sqlite3.Connection, sizes: Sizes, synchronous: Synchronous) ->
     conn.execute(f"PRAGMA journal_size_limit = {sizes.wal_cap}")  # a log of a larger cap gets shorter, never below
     pages = conn.execute("PRAGMA page_count").fetchone()[0]
     conn.execute(f"PRAGMA max_page_count = {most_pages(sizes.usable, pages)}")
-    schema.migrate(conn)
 
 
 def _path_of(conn: sqlite3.Connection) -> Path:

@@ -7,7 +7,6 @@ says that it is to be finished before anything is opened.
 What is not ours is never touched: another application's database, a text file, a newer Tillpost's buffer.
 """
 
-import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from collector import schema
-from collector.files import BufferUnusable, beside
+from collector.files import BufferUnusable, beside, sync_folder
 from collector.image import Image
 from collector.logs import logger
 from collector.watermark import Facts
+from collector.work import Damaged
 
 log = logger("buffer")
 
@@ -40,10 +40,6 @@ _OUR_PAGES: Final = 64
 """A ledger row stands on one of so many first pages of a buffer."""
 
 
-class Damaged(Exception):
-    """The file is a buffer of ours, and damaged; the text says how."""
-
-
 def look(path: Path, mark: Facts | None) -> str | None:
     """What damage shows before a buffer is opened; None where none does, or where there is no file yet.
 
@@ -59,7 +55,7 @@ def look(path: Path, mark: Facts | None) -> str | None:
     except OSError as error:
         raise BufferUnusable(path, f"{error.strerror}. Check the path and its owner.") from error
     if not header:
-        return "the file is gone or empty" if mark is not None and mark.ledger["accepted"] else None
+        return "the file is gone or empty" if mark is not None and mark.may_have_accepted else None
     if header[:16] != _MAGIC:
         if is_ours(path):
             return "its header is damaged"
@@ -183,11 +179,5 @@ class Quarantine:
         self._sync()
 
     def _sync(self) -> None:
-        if os.name == "nt":
-            return
         for folder in (self.folder, self._buffer.parent):
-            fd = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            sync_folder(folder)

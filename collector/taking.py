@@ -9,7 +9,7 @@ from collector.batcher import Dead, Gate, Limits, Wait, assemble
 from collector.chunks import Batch, Chunk, Span
 from collector.kinds import KINDS, Lane, Run
 from collector.logs import logger
-from collector.work import SEQ_BITS, LaneState, Work
+from collector.work import SEQ_BITS, Damaged, LaneState, Work
 
 log = logger("buffer")
 
@@ -65,21 +65,25 @@ def take(
     if not (work.peek(lane) or state).pending:
         return None
     waits = [ms for ms in (wait, done.wait_until_ms) if ms is not None]
-    return Wait(min(waits) if waits else None)
+    if not waits and not damaged:
+        raise Damaged("a lane counts records that are not in it")
+    return Wait(min(waits, default=None))
 
 
 def _chunks(work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk, None, None]:
     """The lane's chunks in order; those that fail their checksum go to `damaged` instead."""
     rows = work.conn.execute(
-        "SELECT c.id, c.accepted_ms, c.crc, c.runs, c.ends, c.body, g.bits FROM chunks c "
+        "SELECT c.id, c.accepted_ms, c.crc, c.runs, c.ends, c.body, g.bits, c.n FROM chunks c "
         "LEFT JOIN gone g ON g.chunk = c.id WHERE c.id >= ? AND c.id < ? ORDER BY c.id",
         (state.id << SEQ_BITS, (state.id + 1) << SEQ_BITS),
     )
     with closing(rows):
-        for row in rows:
-            chunk = Chunk.load(row, state.lane)
+        for *row, n in rows:
+            chunk = Chunk.load(tuple(row), state.lane)
             if chunk is None:
-                damaged.append(row)
+                damaged.append(tuple(row))
+            elif len(chunk) != n:
+                raise Damaged("a chunk holds another number of records than it says")
             else:
                 yield chunk
 

@@ -95,6 +95,11 @@ class Facts(msgspec.Struct, kw_only=True):
         """Records the buffer still holds, whatever their state."""
         return self.ledger["pending"] + self.ledger["dead"] + self.ledger["superseded"]
 
+    @property
+    def may_have_accepted(self) -> bool:
+        """Whether the buffer ever took a record, as far as a mark can know."""
+        return bool(self.ledger["accepted"]) or not self.clean
+
     def contradiction(self) -> str | None:
         """What in these facts cannot be; None where they fit together."""
         counts = self.ledger
@@ -280,9 +285,10 @@ class Watermark:
         self.sync()
         self._drop()
 
-    def forget_log(self) -> None:
-        """The connection was opened anew: its write-ahead log may be another file."""
-        self._drop_log()
+    def release(self) -> None:
+        """Let go of the mark as it stands, until the next `start`."""
+        with self._syncing:
+            self._drop()
 
     # -- slots
 
@@ -393,7 +399,7 @@ def compare(facts: Facts, mark: Facts | None) -> str | None:
     if wrong is not None or mark is None:
         return wrong
     if facts.instance is None:
-        return "what was acknowledged is not in it" if mark.ledger["accepted"] else None
+        return "what was acknowledged is not in it" if mark.may_have_accepted else None
     if facts.instance != mark.instance:
         log.warning("mark_of_another_buffer", what="the file beside it was replaced: the mark is not used")
         return None

@@ -20,6 +20,10 @@ SEQ_BITS: Final = 40
 """A chunk's id is its lane's id and its number within the lane: ``lane << 40 | seq``."""
 
 
+class Damaged(sqlite3.DatabaseError):
+    """What the file holds contradicts itself, though SQLite found nothing wrong; the text says how."""
+
+
 class DeadLettersFull(Exception):
     """`dead.max_size` is reached: nothing was buried."""
 
@@ -262,8 +266,10 @@ class Work:
             self.parked[row_id] = fate.due_ms
 
     def finish(self) -> None:
-        """Write what changed in the lanes and the ledger."""
+        """Write what changed in the lanes and the ledger. Raises Damaged where the counts cannot be."""
         for state in self.lanes.values():
+            if not 0 <= state.aside <= state.pending:
+                raise Damaged("a lane holds more records than it counts")
             self.conn.execute(
                 "UPDATE lanes SET last_seq = ?, pending = ?, aside = ?, bytes = ? WHERE id = ?",
                 (state.last_seq, state.pending, state.aside, state.bytes, state.id),
