@@ -8,6 +8,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from collector.chunks import Batch, Chunk, salts_in
+from collector.crashpoints import reach
 from collector.kinds import KINDS, Lane, Parcel, Run
 from collector.work import PAGE, SEQ_BITS, LaneState, Work
 
@@ -178,6 +179,8 @@ def _supersede(work: Work, parcel: Parcel, dead_salts: set[int]) -> None:
         ).rowcount
         work.ledger["dead"] -= changed
         work.ledger["superseded"] += changed
+        if changed:
+            reach("superseding")
 
 
 def _cut(records: list[bytes], runs: list[Run], max_bytes: int) -> Iterator[tuple[list[bytes], list[Run]]]:

@@ -23,6 +23,7 @@ from collector import deadletters, metrics
 from collector.buffer import Buffer, Unknown
 from collector.clock import Keeper
 from collector.config import ConfigError
+from collector.crashpoints import reach
 from collector.credentials import make_credentials
 from collector.delivery import Http, HttpUpstream
 from collector.files import BufferInUse, BufferUnusable, beside
@@ -197,6 +198,7 @@ class Parts:
         await self.keeper.close()
         await self.credentials.close()
         await self.http.close()
+        reach("stopping")
         closing = asyncio.create_task(self.buffer.close(), name="tillpost-closing")
         if (await asyncio.wait((closing,), timeout=max(CLOSING_S, deadline - time.monotonic())))[1]:
             log.critical("buffer does not close", path=str(self.buffer.path))

@@ -33,6 +33,7 @@ from collector import schema, watermark
 from collector.admission import EVERYTHING, Admission, Full, Policy, Sizes
 from collector.batcher import Aside, Delivered, Fate, Gate, Limits, Wait
 from collector.chunks import Batch, salts_in
+from collector.crashpoints import reach
 from collector.database import Synchronous, connect, hop, prepare
 from collector.files import BufferInUse, BufferUnusable, FileLock, Moved, create_private, footing, identity, sync_folder
 from collector.kinds import Lane, Parcel
@@ -230,6 +231,7 @@ class Buffer:
         await self._disconnect()
         salvage = await asyncio.to_thread(Salvage, self._quarantine, self.clock.boot_id(), damage)
         await self._open_file(partial(self._carry_on, salvage=salvage))
+        reach("quarantine-opened")
         self._quarantine.moved()
 
     async def _open_file(self, introduce: Callable[[sqlite3.Connection], None]) -> None:
@@ -506,6 +508,7 @@ class Buffer:
                 elif appends:
                     in_hand = {span.chunk.id for batch in self._in_hand.values() for span in batch.spans}
                     self._door.admit(work, appends, self._dead_salts, in_hand)
+                    reach("inserted")
                 work.finish()
                 self._used = work.used_bytes()
                 self._mark.promise(self._ledger, work.ledger)
@@ -518,11 +521,14 @@ class Buffer:
                 if erase:
                     conn.execute("PRAGMA secure_delete = FAST")
             self._check_footing()  # what was just written is where it will be looked for
+            if appends:
+                reach("committed")
             self._mark.note(work, self._ledger)
             self._reserve.after_commit(conn)
             self.erasures += erase
             if scrub:
                 # free pages may hold what was delivered of that person, the log what was just erased
+                reach("erasing")
                 self._reserve.scrub(conn)
 
         try:

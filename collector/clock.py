@@ -29,6 +29,7 @@ from collector.corrections import (
     put_stance,
     save_history,
 )
+from collector.crashpoints import reach
 from collector.credentials import Exchange
 from collector.logs import logger
 from collector.outcomes import Answer, Later, Paused
@@ -345,6 +346,7 @@ class Keeper:
         def unit(work: Work) -> Corrections:
             if row is not None:
                 add_row(work.conn, self._clock.boot_id(), row)
+                reach("correcting")
             for boot, offset_ms in guessed:
                 add_row(work.conn, boot.boot, Row(0, offset_ms, self._tolerance_ms))
             save_history(work.conn, history)
@@ -353,6 +355,7 @@ class Keeper:
         self.corrections = await self._store.run(unit)
         self._history = history
         if row is not None:
+            reach("corrected")
             wrong_ms = row.offset_ms - self._wall_minus_boot()
             log.info("clock.row", own_clock_behind_ms=wrong_ms, synchronised=since_boot_ms is not None)
         for boot, offset_ms in guessed:

@@ -20,6 +20,7 @@ from collector.batcher import Aside, Dead, Fate, Gate, Limits, Wait
 from collector.buffer import DeadLettersFull, LaneState, Unknown
 from collector.chunks import Batch
 from collector.config import Config
+from collector.crashpoints import reach
 from collector.isolate import Search
 from collector.kinds import KINDS, Lane
 from collector.logs import logger
@@ -377,6 +378,7 @@ class Courier:
         if self._common.stop.is_set():
             raise Stopped
         self._patience.doing("sending")
+        reach("taken")
         outcome = await self._common.upstream.deliver(part)
         if (tally := self._common.tally) is not None:
             kind = self.lane.kind
@@ -387,6 +389,7 @@ class Courier:
         return outcome
 
     async def _delivered(self, piece: _Piece, part: Batch) -> None:
+        reach("delivered")
         await self._settle((part, batcher.Delivered()))
         self._passed(part)
         if piece.search is not None:

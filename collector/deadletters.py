@@ -9,6 +9,7 @@ import msgspec
 from collector.buffer import Buffer
 from collector.chunks import Chunk, crc_of
 from collector.corrections import Corrections, load_corrections
+from collector.crashpoints import reach
 from collector.kinds import Run
 from collector.work import Work, in_steps
 from tracker.time import format_ms
@@ -81,6 +82,7 @@ async def retry(buffer: Buffer, ids: Sequence[int] | None, *, force: bool = Fals
         if (superseded and not force) or crc_of(runs, b"", body) != crc:
             return False
         work.insert_chunk(work.lane_by_id(lane_id).lane, [body], _RUNS.decode(runs), accepted_ms)
+        reach("reviving")
         _remove(work, letter_id, superseded, body)
         return True
 

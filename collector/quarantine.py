@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from collector import schema
+from collector.crashpoints import reach
 from collector.files import BufferUnusable, beside, sync_folder
 from collector.image import Image
 from collector.logs import logger
@@ -150,6 +151,7 @@ class Quarantine:
         """
         if not self.interrupted:
             self._begin()
+        reach("quarantine-begun")
         if not self.database.exists():
             if self._buffer.exists():
                 self._buffer.replace(self.database)
@@ -159,10 +161,12 @@ class Quarantine:
             # interrupted later: this is the fresh file, which nobody has used yet
             for file in (self._buffer, beside(self._buffer, "-wal"), beside(self._buffer, "-journal")):
                 file.unlink(missing_ok=True)
+        reach("quarantine-moving")
         for suffix in ("-wal", "-journal"):
             if (file := beside(self._buffer, suffix)).exists():
                 file.replace(beside(self.database, suffix))
         self._sync()
+        reach("quarantine-moved")
 
     def _begin(self) -> None:
         self.folder.mkdir(mode=0o700, exist_ok=True)

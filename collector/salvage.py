@@ -23,6 +23,7 @@ import msgspec
 
 from collector.admission import EVERYTHING, Sizes
 from collector.chunks import Chunk, crc_of, encode_runs, salts_in
+from collector.crashpoints import reach
 from collector.image import Image
 from collector.logs import logger
 from collector.quarantine import Quarantine, own_salts
@@ -277,6 +278,7 @@ class Salvage:
                     self._restore_chunk(work, progress, row)
                 else:
                     self._restore_row(work, progress, table, row)
+        reach("salvaging")
         progress.sweep, progress.page = step.sweep, step.page
         _write(work.conn, "salvage", progress)
 

@@ -13,6 +13,7 @@ import msgspec
 
 from collector.batcher import Aside, Dead, Delivered, Fate
 from collector.chunks import Batch, Chunk, crc_of, encode_runs, ends_of, salts_in
+from collector.crashpoints import reach
 from collector.kinds import KINDS, Lane, Run
 
 PAGE: Final = 4096
@@ -179,6 +180,7 @@ class Work:
             )
             self.ledger["pending"] -= len(left)
         self._note_gone(rows, gone)
+        reach("removing")
         return removed
 
     def _note_gone(self, rows: dict[int, tuple[int, bytes | None]], gone: dict[int, int]) -> None:
@@ -215,6 +217,7 @@ class Work:
             (self.lane(lane).id, b"" if damaged else KINDS[lane.kind].order_key(record), fate.reason, fate.status,
              fate.answer, self.now_ms, chunk.accepted_ms, crc, runs, record),
         )  # fmt: skip
+        reach("burying")
         self.ledger["dead"] += 1
         self.dead_bytes += len(record)
         self.new_dead_salts.update(map(hash, salts_in(record)))
@@ -254,6 +257,7 @@ class Work:
                     (state.id, order_key(record), fate.reason, due_ms, chunk.accepted_ms, crc_of(runs, b"", record),
                      runs, record),
                 ).fetchone()[0]  # fmt: skip
+                reach("setting-aside")
                 self._park(row_id, fate)
                 state.pending += 1
                 state.aside += 1

@@ -3,6 +3,8 @@
 import sqlite3
 from importlib import resources
 
+from collector.crashpoints import reach
+
 APPLICATION_ID = 0x54505354
 """``TPST``: tells our files from another application's."""
 
@@ -30,6 +32,7 @@ def migrate(conn: sqlite3.Connection) -> None:
                 conn.execute(statement)
             conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             conn.execute(f"PRAGMA user_version = {number}")
+            reach("migrating")
             conn.execute("COMMIT")
         except BaseException:
             conn.execute("ROLLBACK")
