@@ -289,6 +289,8 @@ class Parts:
                 "the disk is full" if self.buffer.is_tight else f"{used * 100 // usable} % of the buffer used",
             ),
             Check("state", self.state in ("running", "draining"), self.state),
+            # what is lost is lost: a restart would not bring it back, but somebody should know
+            *([Check("damage", True, str(self.buffer.damage))] if self.buffer.damage else []),
         ]
 
     async def status(self) -> dict[str, Any]:

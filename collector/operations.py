@@ -7,6 +7,7 @@ import msgspec
 
 from collector import deadletters, search
 from collector.buffer import Buffer
+from collector.quarantine import Quarantine
 from collector.search import Query
 from collector.status import status_of
 
@@ -41,8 +42,7 @@ class BufferOperations:
     async def forget(self, what: Mapping[str, Any]) -> dict[str, Any]:
         """``{"count": n, "quarantined": [...]}``: what was erased, and files that may hold more. Raises BadRequest."""
         erased = await search.forget(self.buffer, _query(what))
-        folder = self.buffer.path.with_name(self.buffer.path.name + ".quarantine")
-        return {**erased, "quarantined": sorted(str(file) for file in folder.glob("*"))}
+        return {**erased, "quarantined": [str(file) for file in Quarantine(self.buffer.path).files()]}
 
 
 def _query(what: Mapping[str, Any]) -> Query:

@@ -144,6 +144,10 @@ class Quarantine:
         """Whether a move was begun and not finished."""
         return self._moving.exists()
 
+    def files(self) -> list[Path]:
+        """What lies here that may hold records."""
+        return [file for suffix in ("", "-wal", "-journal") if (file := beside(self.database, suffix)).exists()]
+
     def take_in(self) -> None:
         """Move the buffer's files here, or finish doing so. Then nothing lies at its path. Raises OSError.
 

@@ -53,6 +53,11 @@ class Damage(msgspec.Struct, frozen=True):
     lost_at_most: int = 0
     done: bool = False
 
+    def facts(self) -> dict[str, Any]:
+        """For ``status.json``."""
+        numbers = {"salvaged": self.salvaged, "lost": self.lost, "lost_at_most": self.lost_at_most}
+        return {"at": format_ms(self.at_ms), "what": self.what, **numbers, "done": self.done, "text": str(self)}
+
     def __str__(self) -> str:
         day = format_ms(self.at_ms)[:10]
         if not self.done:

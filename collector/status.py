@@ -82,6 +82,7 @@ async def status_of(
             "max_bytes": buffer.sizes.max_size,
             "dead_bytes": buffer.dead_bytes,
         },
+        "damage": buffer.damage and buffer.damage.facts(),
         "clock": dict(clock or {"offset_ms": None, "synchronised": False}),
         "upstream": dict(upstream or {"url": None, "auth": None}),
         "listening": list(listening),

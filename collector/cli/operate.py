@@ -62,6 +62,8 @@ def render(facts: dict[str, Any]) -> str:
         head.insert(1, ("upstream", f"{upstream['url']}  ({upstream.get('auth', '')})"))
         unknown = "the upstream's is not known yet"
         head.append(("clock", unknown if offset is None else f"the upstream's is {offset:+d} ms to ours"))
+    if damage := facts.get("damage"):
+        head.append(("damage", damage["text"]))
     lanes = facts.get("lanes") or []
     if not lanes:
         return table(head) + "\n\nno lanes yet"
