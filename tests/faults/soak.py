@@ -309,7 +309,7 @@ class Run:
         """What did not happen although it was meant to: then all the rest proves little."""
         minutes = self.seconds / 60
         wanted = {
-            "kills": (self.blows["kill"], max(1, int(4 * minutes))),
+            "kills": (self.blows["kill"], max(1, int(2 * minutes))),
             "stops": (self.blows["stop"], 1),
             "pauses": (self.blows["pause"], 1),
             "kinds of faults that struck": (sum(n > 0 for n in hits.values()), min(len(FAULTS) - 4, int(18 * minutes))),

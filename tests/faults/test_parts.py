@@ -146,11 +146,8 @@ async def test_a_disk_that_hangs_or_a_dead_connection_thread_is_noticed_and_a_pa
 
 DYING = """
 import asyncio, sys
-from collector import buffer, courier
+from collector import app, buffer
 from collector.cli import main
-
-async def dies(self):
-    raise MemoryError
 
 def sinks(self, work, publish=buffer.Buffer._publish):
     if work.ledger.get("accepted"):
@@ -158,12 +155,9 @@ def sinks(self, work, publish=buffer.Buffer._publish):
     publish(self, work)
 
 victim = sys.argv.pop(1)
-if victim == "courier":
-    courier.Courier.run = dies
-elif victim == "writer":
+if victim == "writer":
     buffer.Buffer._publish = sinks
-elif victim == "thread":
-    from collector import app
+else:
     async def ends_the_thread(self):
         asyncio.get_running_loop().call_later(0.3, sys.exit, 7)
         await asyncio.Event().wait()
@@ -172,7 +166,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("victim", ["courier", "writer", "thread"])
+@pytest.mark.parametrize("victim", ["writer", "thread"])
 def test_a_sidecar_whose_part_died_says_so_and_ends_with_1(tmp_path: Path, victim: str) -> None:
     from tests.end_to_end.clients import post
 
