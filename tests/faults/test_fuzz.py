@@ -28,7 +28,7 @@ from tests.collector.surface import NOW_MS, FixedClock, secret
 from tests.collector.test_ingest import CART, CUSTOM, EVENT, SALE
 from tracker.wire import EVENTS_BATCH, TRANSACTIONS_BATCH, ClockHeader
 
-EXAMPLES = 300 * int(os.environ.get("TILLPOST_FUZZ", "1"))
+EXAMPLES = 150 * int(os.environ.get("TILLPOST_FUZZ", "1"))
 fuzzed = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 LENIENT = Ingest(msgspec.convert({"ingest": {"nulls": "drop"}, "upstream": {"identifiers": "first"}}, Config),
