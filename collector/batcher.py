@@ -67,9 +67,13 @@ class Dead:
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """Waits without holding up its lane."""
+    """Waits without holding up its lane.
 
-    reason: Literal["ahead", "parked", "busy"]
+    ahead: its time has not come; parked: it is suspected of spoiling its batch; denied: its
+    event type is not permitted; busy: an earlier record of its order key waits.
+    """
+
+    reason: Literal["ahead", "parked", "denied", "busy"]
     due_ms: int | None = None
 
 
@@ -97,7 +101,8 @@ def assemble(
 
     `chunks` come in the order accepted and are read only as far as needed. `is_busy` says
     whether an earlier record of an order key still waits aside; None where the lane has
-    nothing aside. No more than about `max_aside` bytes of records are named to be set aside.
+    nothing aside. No more than about `max_aside` bytes of records are named to be set aside: at 0
+    the lane waits, for room.
     """
     done = Assembly()
     spans: list[Span] = []
@@ -118,6 +123,10 @@ def assemble(
                     verdict = _single(kind.time_ms, kind.order_key, piece, latest, gate, is_busy)
                     if verdict == "wait":
                         done.wait_until_ms = kind.time_ms(chunk.record(piece.start)) + gate.margin_ms
+                        full = True
+                        break
+                    if verdict is not None and max_aside <= 0:
+                        done.wait_until_ms = gate.now_ms + NEAR_MS
                         full = True
                         break
                     if verdict is not None:

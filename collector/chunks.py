@@ -225,6 +225,11 @@ class Batch:
         return any(span.chunk.reason == "parked" for span in self.spans)
 
     @property
+    def denied(self) -> bool:
+        """Whether any of it waited aside because its event type was not permitted."""
+        return any(span.chunk.reason == "denied" for span in self.spans)
+
+    @property
     def from_aside(self) -> bool:
         """Whether any of it waited aside for whatever reason."""
         return any(span.chunk.from_aside for span in self.spans)

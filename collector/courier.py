@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, assert_never
+from typing import Final, Literal, Protocol, assert_never
 
 import msgspec
 
@@ -175,7 +175,9 @@ class Courier:
         )
         self._parked_blind = False
         self._denied: dict[str, int] = {}
-        """Event types refused, and when, by the boot clock, one that waits aside may find out again."""
+        """Event types refused, and when, by the boot clock, some that wait aside may find out again."""
+        self._suspected: str | None = None
+        """The event type of a batch of that type alone that was refused, until it is known whether others pass."""
         self._since_ms: int | None = None
         """When the lane, empty before, got records."""
         self._sent_ms = -(1 << 62)
@@ -301,23 +303,21 @@ class Courier:
     async def _postponed(self, batch: Batch) -> bool:
         """Set aside what is known to be refused now. True when nothing of the batch is left."""
         state = self._state()
-        if self._in_wave and batch.parked and state.pending > state.aside:
-            await self._park(batch)  # a probe must reach what nobody has judged
+        waited = batch.parked or batch.denied
+        if self._in_wave and waited and state.pending > state.aside:
+            await self._park(batch, "denied" if batch.denied else "parked")  # probes must reach what nobody has judged
             return True
-        if not self._denied:
+        if not (self._denied or batch.denied or self._suspected):
             return False
-        groups = _by_type(batch)
-        if batch.parked:
-            now = self._common.clock.boot_ms()
-            if all(self._denied.get(label, 0) > now for label in groups):
-                await self._park(batch)  # one of them finds out for all
-                return True
-            return False
-        denied = [i for label, indices in groups.items() if label in self._denied for i in indices]
-        if denied:
-            await self._park(batch.pick(denied))
-        self._pieces.extend([_Piece(batch.pick(set(range(batch.count)) - set(denied)))] if denied else [])
-        return len(denied) == batch.count
+        groups, now = _by_type(batch), self._common.clock.boot_ms()
+        # of those that waited some find out for all of their type
+        known = {label for label in groups if (self._denied.get(label, 0) > now if waited else label in self._denied)}
+        if known:
+            await self._park(batch.pick(i for label in known for i in groups[label]), "denied")
+        apart = {label for label in groups.keys() - known if batch.denied or label == self._suspected}
+        others = [i for label in groups.keys() - known - apart for i in groups[label]]
+        self._pieces.extend(_Piece(batch.pick(some)) for some in (others, *(groups[label] for label in apart)) if some)
+        return not self._pieces
 
     # -- delivering
 
@@ -483,14 +483,18 @@ class Courier:
 
     async def _forbidden(self, piece: _Piece, part: Batch, outcome: Forbidden) -> None:
         groups = _by_type(part) if self.lane.kind == "events" else {}
-        if part.parked:
-            await self._park(part)
+        if len(groups) > 1:
+            await self._apart(piece, part, groups, outcome)
+        elif part.parked or part.denied or self._denied.keys() & groups.keys():
+            await self._park(part, "denied" if groups else "parked")
             self._set_aside(piece)
             self._deny(groups)
-        elif len(groups) > 1:
-            await self._apart(piece, part, groups, outcome)
         else:
             self._patience.pause(outcome.reason)
+            if groups:
+                # what has come meanwhile may show whether it is this type alone: take again, others first
+                (self._suspected,) = groups
+                self._pieces.clear()
 
     async def _apart(self, piece: _Piece, part: Batch, groups: dict[str, list[int]], outcome: Forbidden) -> None:
         """Try the event types one by one: those that are refused wait aside, if any other passes."""
@@ -509,9 +513,9 @@ class Courier:
                 case other:
                     left.append(group)
                     permitted = permitted or isinstance(other, Rejected | PartlyRejected)
-        if permitted:
+        if permitted or part.denied:
             for group in refused.values():
-                await self._park(group)
+                await self._park(group, "denied")
             self._deny(refused)
             self._log.error("types.refused", types=sorted(refused), status=outcome.status)
         else:
@@ -567,14 +571,16 @@ class Courier:
         if self._wave.refused():
             self._pause_for_wave()
 
-    async def _park(self, part: Batch, seconds: float | None = None) -> None:
+    async def _park(
+        self, part: Batch, reason: Literal["parked", "denied"] = "parked", seconds: float | None = None
+    ) -> None:
         """Let records wait aside, by default for long."""
         if seconds is None:
             delivery = self._config.delivery
             longest = max(delivery.backoff_max, _PAUSED_PARK * delivery.pause_probe if self._in_wave else 0.0)
             seconds = longest * (1 + self._common.chance() / 5)
         due_ms = self._common.clock.boot_ms() + round(seconds * 1000)
-        await self._settle((part, Aside("parked", due_ms)))
+        await self._settle((part, Aside(reason, due_ms)))
 
     async def _settle(self, *fates: tuple[Batch, Fate]) -> None:
         """Note fates on disk. While the disk will not have them only the note is tried again, never the request."""
@@ -605,8 +611,12 @@ class Courier:
         self._in_wave = False
         for piece in self._pieces:
             piece.tries = min(piece.tries, STUCK)  # the upstream works: no more need for small batches
-        if self._denied and part.parked:
-            for label in _by_type(part):
+        if self._denied or self._suspected:
+            labels = _by_type(part)
+            if self._suspected is not None and self._suspected not in labels:
+                self._deny((self._suspected,))
+            self._suspected = None
+            for label in labels:
                 self._denied.pop(label, None)
         self._answered(None)
 

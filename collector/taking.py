@@ -30,6 +30,7 @@ def take(
 
     `parked` says when the parked records may be tried again, by the boot clock `boot_ms`.
     About `max_aside` bytes may be set aside at once; where there is more to do, Wait says to come back now.
+    Where there is no room for it at all the lane waits instead.
     """
     state = work.peek(lane)
     if state is None or not state.pending:
@@ -125,7 +126,7 @@ def _take_aside(
     with closing(rows):
         for row in rows:
             row_id, reason = row[0], row[5]
-            if reason == "parked" and (due := parked.get(row_id, 0)) > boot_ms:
+            if reason in ("parked", "denied") and (due := parked.get(row_id, 0)) > boot_ms:
                 waits.append(gate.now_ms + due - boot_ms)
                 continue
             chunk = Chunk.load_aside(row, state.lane)
@@ -137,12 +138,14 @@ def _take_aside(
                 waits.append(due + gate.margin_ms)
                 continue
             span = Span(chunk, 0, 1)
-            if spans and (size + 1 + len(span.bytes) > limits.max_bytes or reason == "parked"):
+            # a parked record goes alone: it is suspected of spoiling its batch; denied ones go with their like
+            alone = reason == "parked" or (bool(spans) and (reason == "denied") != (spans[0].chunk.reason == "denied"))
+            if spans and (size + 1 + len(span.bytes) > limits.max_bytes or alone):
                 break
             spans.append(span)
             size += len(span.bytes) + 1
-            if len(spans) >= limits.max_records or reason == "parked":
-                break  # a parked record goes alone: it is suspected of spoiling its batch
+            if len(spans) >= limits.max_records or alone:
+                break
     for row in damaged:
         _bury_damaged_aside(work, state.lane, row)
     return (Batch.of(state.lane, spans) if spans else None), min(waits, default=None)

@@ -242,9 +242,10 @@ class Work:
         state = self.lane(part.lane)
         for span in part.spans:
             if span.chunk.from_aside:
-                self.conn.execute(
-                    "UPDATE aside SET reason = ?, due_ms = ? WHERE id = ?", (fate.reason, due_ms, span.chunk.id)
-                )
+                if fate.reason != span.chunk.reason or due_ms is not None:
+                    self.conn.execute(
+                        "UPDATE aside SET reason = ?, due_ms = ? WHERE id = ?", (fate.reason, due_ms, span.chunk.id)
+                    )
                 self._park(span.chunk.id, fate)
         order_key = KINDS[part.lane.kind].order_key
         for chunk, left in self.remove(Batch.of(part.lane, (s for s in part.spans if not s.chunk.from_aside))):
@@ -266,7 +267,7 @@ class Work:
 
     def _park(self, row_id: int, fate: Aside) -> None:
         # in memory only: after a restart a parked record may be tried at once
-        if fate.reason == "parked" and fate.due_ms is not None:
+        if fate.reason in ("parked", "denied") and fate.due_ms is not None:
             self.parked[row_id] = fate.due_ms
 
     def finish(self) -> None:

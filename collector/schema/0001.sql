@@ -37,7 +37,7 @@ CREATE TABLE aside (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     lane        INTEGER NOT NULL,
     order_key   BLOB NOT NULL,
-    reason      TEXT NOT NULL,     -- ahead | parked | busy
+    reason      TEXT NOT NULL,     -- ahead | parked | denied | busy
     due_ms      INTEGER,           -- ahead: its time, milliseconds since 1970
     accepted_ms INTEGER NOT NULL,
     crc         INTEGER NOT NULL,

@@ -689,6 +689,35 @@ async def test_when_every_type_is_refused_the_lane_pauses_and_nothing_is_set_asi
         await scene.empty(61)
 
 
+async def test_many_of_a_type_that_is_permitted_again_leave_together(tmp_path: Path) -> None:
+    async with world(tmp_path) as scene:
+        forbidding(scene, "shared")
+        both = [typed(f"s{i}", "shared" if i % 3 else "product-view") for i in range(900)]
+        await scene.buffer.append([parcel(both)])
+        await scene.until(lambda: scene.ledger["delivered"] == 300, 100)
+        before = len(scene.upstream.requests)
+        forbidding(scene)
+        await scene.empty(700)
+        assert scene.upstream.sizes[before:] == [600]
+
+
+async def test_a_refused_type_that_comes_alone_holds_up_the_others_for_a_probe_at_most(tmp_path: Path) -> None:
+    async with world(tmp_path) as scene:
+        forbidding(scene, "shared")
+        await scene.buffer.append([parcel([typed(f"s{i}", "shared") for i in range(30)])])
+        await scene.until(lambda: scene.status().state == "paused")
+        await scene.after(200)
+        assert scene.status().state == "paused", "it could be the whole lane"
+        await scene.buffer.append([parcel([typed(f"t{i}", "product-view") for i in range(30)])])
+        await scene.until(lambda: scene.ledger["delivered"] == 30, 61)
+        state = scene.buffer.lane(EMAIL)
+        assert state is not None
+        assert (state.pending, state.aside, scene.ledger["dead"]) == (30, 30, 0)
+        assert scene.status().state != "paused"
+        forbidding(scene)
+        await scene.empty(400)
+
+
 # -- server faults that stick -------------------------------------------------------------------
 
 
@@ -811,7 +840,7 @@ async def test_what_was_erased_meanwhile_is_not_sent_again(tmp_path: Path) -> No
             work.ledger["pending"] -= 1
             work.ledger["discarded"] += 1
 
-        await scene.buffer.erase([forget])
+        await scene.buffer.erase(forget)
         before = len(scene.upstream.requests)
         scene.upstream.rule = lambda batch: Delivered()
         await scene.empty(100)
