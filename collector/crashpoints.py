@@ -12,18 +12,18 @@ from typing import Final, Literal
 
 Point = Literal[
     "migrating",  # the tables are made, their version is not committed
+    "correcting",  # a correction of the clock is written, not committed
+    "corrected",  # it is on the disk, nothing it governs was sent
     "inserted",  # records are in the transaction, not committed
     "committed",  # records are on the disk, nobody was told
     "taken",  # a batch is in hand, not sent
     "delivered",  # the upstream has it, the disk does not know
     "removing",  # records have left their chunk, uncounted
     "setting-aside",  # a record left its chunk and stands aside, uncommitted
+    "erasing",  # what was forgotten is committed, and still in the log
     "burying",  # a record left its chunk and is a dead letter, uncommitted
     "superseding",  # a dead letter is superseded, the record that did it not committed
     "reviving",  # a dead letter stands in its lane again, and among the dead
-    "erasing",  # what was forgotten is committed, and still in the log
-    "correcting",  # a correction of the clock is written, not committed
-    "corrected",  # it is on the disk, nothing it governs was sent
     "stopping",  # deliveries have ended, the buffer is open
     "quarantine-begun",  # a damaged buffer is about to be moved
     "quarantine-moving",  # the database is moved, its log is not
