@@ -47,7 +47,7 @@ async def post(http: aiohttp.ClientSession, url: str, body: Any = None, **kwargs
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nothing signals it
+        while not condition():
             await asyncio.sleep(0)
 
 
