@@ -5,7 +5,7 @@ from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import Any, Final
 
-from collector.batcher import Dead, Gate, Limits, Wait, assemble
+from collector.batcher import Aside, Dead, Gate, Limits, Wait, assemble
 from collector.chunks import Batch, Chunk, Span
 from collector.kinds import KINDS, Lane, Run
 from collector.logs import logger
@@ -42,6 +42,7 @@ def take(
             return batch
 
     lane_id = state.id
+    due: int | None = None  # of what is set aside here
 
     def is_busy(key: bytes) -> bool:
         waiting = "SELECT 1 FROM aside WHERE lane = ? AND order_key = ? LIMIT 1"
@@ -60,13 +61,15 @@ def take(
             return done.batch
         if not done.fates:
             break
+        dues = [fate.due_ms + gate.margin_ms for _, fate in done.fates if isinstance(fate, Aside) and fate.due_ms]
+        due = min((ms for ms in (due, *dues) if ms is not None), default=None)
         max_aside -= sum(len(part.body) for part, _ in done.fates)
         if max_aside <= 0:
             return Wait(gate.now_ms)
     if not (work.peek(lane) or state).pending:
         return None
-    waits = [ms for ms in (wait, done.wait_until_ms) if ms is not None]
-    if not waits and not damaged:
+    waits = [ms for ms in (wait, due, done.wait_until_ms) if ms is not None]
+    if not waits and not damaged and not (work.peek(lane) or state).aside:
         raise Damaged("a lane counts records that are not in it")
     return Wait(min(waits, default=None))
 
