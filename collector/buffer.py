@@ -181,6 +181,8 @@ class Buffer:
             lock.release()
             if isinstance(error, sqlite3.DatabaseError):
                 remedy = "Free some space" if reserve.is_refused() else "Move it away to start afresh"
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                    remedy = "Another program has it open, a shell or a backup tool: end that"
                 raise BufferUnusable(path, f"{error}. {remedy}.") from error
             raise
         buffer._idle.set()

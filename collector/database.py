@@ -15,6 +15,9 @@ from collector.work import PAGE
 
 Synchronous = Literal["FULL", "NORMAL", "OFF"]
 
+BUSY_TIMEOUT_MS = 5000
+"""How long a start waits for a shell or a backup tool that was there first; once we are in, nobody else is."""
+
 
 class _Connection(sqlite3.Connection):
     """A connection whose `execute` also takes a function, to run it in one hop on aiosqlite's thread."""
@@ -42,7 +45,7 @@ async def hop(db: aiosqlite.Connection, unit: Callable[[sqlite3.Connection], Any
 def prepare(conn: sqlite3.Connection, sizes: Sizes, synchronous: Synchronous) -> None:
     """Settings in the one order that works. Raises BufferUnusable for a file that is not ours, untouched."""
     conn.execute("PRAGMA locking_mode = EXCLUSIVE")  # before anything touches the WAL: no -shm file, ever
-    conn.execute("PRAGMA busy_timeout = 5000")
+    conn.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     _recognise(conn)
     conn.execute("PRAGMA auto_vacuum = INCREMENTAL")  # ignored once a table or the WAL exists
     if (mode := conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
