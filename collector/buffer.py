@@ -17,9 +17,8 @@ work. Invariants, each with a test that goes red without it:
 
 import asyncio
 import sqlite3
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -201,6 +200,7 @@ class Buffer:
                 task.cancel()
                 await asyncio.wait((task,))
         try:
+            await asyncio.to_thread(self._mark.release)
             await self._db.close()
             await asyncio.to_thread(self._end)
         finally:
@@ -272,7 +272,7 @@ class Buffer:
         if (wrong := watermark.compare(facts, mark)) is not None:
             raise Damaged(wrong)
         if facts.instance is None:
-            conn.execute("INSERT INTO meta (name, value) VALUES ('instance', ?), ('serial', 0)", (uuid.uuid4().hex,))
+            watermark.introduce(conn)
 
     def _carry_on(self, conn: sqlite3.Connection, salvage: Salvage) -> None:
         schema.migrate(conn)
@@ -334,21 +334,25 @@ class Buffer:
         """
         boot_ms = self.clock.boot_ms()
         most = self.sizes.max_step // 2
-        found = await self.run(
-            lambda work: take(work, lane, limits, gate, self._parked, boot_ms, most), weight=3 * most
-        )
+
+        def unit(work: Work) -> Batch | Wait | None:
+            # what goes aside takes room of its own until the rest of its chunk has left
+            room = (self.sizes.usable - work.used_bytes()) // 4
+            return take(work, lane, limits, gate, self._parked, boot_ms, min(most, room))
+
+        found = await self.run(unit, weight=3 * most)
         self._in_hand.pop(lane, None)
         if isinstance(found, Batch):
             self._in_hand[lane] = found
         return found
 
     async def settle(self, fates: Sequence[tuple[Batch, Fate]]) -> None:
-        """Give records their fate, all in one transaction unless much is set aside; on disk when it returns.
+        """Give records their fate; on disk when it returns. Records aside, or that go there, may take several commits.
 
         Raises DeadLettersFull, and then settled nothing; Unknown when the commit failed.
         """
         for some in _in_steps(fates, self.sizes.max_step):
-            weight = sum(3 * len(part.body) for part, fate in some if not isinstance(fate, Delivered))
+            weight = sum(3 * len(part.body) for part, fate in some if _is_heavy(part, fate))
             await self._do(_Unit(_future(), body=partial(Work.settle, fates=some), weight=LIGHT + weight))
         for part, fate in fates:
             if not isinstance(fate, Aside):
@@ -369,13 +373,12 @@ class Buffer:
         """
         return cast(T, await self._do(_Unit(_future(), body=unit, weight=weight)))
 
-    async def erase(self, steps: Iterable[Callable[[Work], None]]) -> None:
-        """Commit each step; what they delete is overwritten when it returns, in the file and in the write-ahead log.
+    async def erase(self, unit: Callable[[Work], T]) -> T:
+        """Like `run`, but what the unit deletes is overwritten in the file; `scrub` does the rest."""
+        return cast(T, await self._do(_Unit(_future(), body=unit, weight=self.sizes.max_body, erase=True)))
 
-        One step for everything would need a log without bounds.
-        """
-        for step in steps:
-            await self._do(_Unit(_future(), body=step, weight=self.sizes.max_body, erase=True))
+    async def scrub(self) -> None:
+        """Leave nothing of what was erased in free pages and in the write-ahead log."""
         await self._do(_Unit(_future(), scrub=True))
 
     async def look(self) -> None:
@@ -466,8 +469,10 @@ class Buffer:
                         op.fail(Unknown(f"the writer died ({type(error).__name__})"))
                     self._fail(f"its writer died ({type(error).__name__})")
                     raise
-            while self._reserve.over and not self._queue and self.failed is None:
+            if self._reserve.over and self.failed is None:
                 await self._hop(self._reserve.shrink)
+                self._wake.set()
+                continue
             self._idle.set()
             if self._closing:
                 return
@@ -494,7 +499,6 @@ class Buffer:
 
         def transaction(conn: sqlite3.Connection) -> None:
             nonlocal work
-            self._check_footing()
             self._reserve.look(conn, sum(append.bytes for append in appends))
             if erase:
                 conn.execute("PRAGMA secure_delete = ON")
@@ -525,13 +529,13 @@ class Buffer:
             self._check_footing()  # what was just written is where it will be looked for
             if appends:
                 reach("committed")
-            self._mark.note(work, self._ledger)
             self._reserve.after_commit(conn)
             self.erasures += erase
             if scrub:
                 # free pages may hold what was delivered of that person, the log what was just erased
                 reach("erasing")
                 self._reserve.scrub(conn)
+            self._mark.note(work, self._ledger)
 
         try:
             await self._hop(transaction)
@@ -601,8 +605,8 @@ class Buffer:
         self._failures = [at for at in self._failures if now - at < FAILURE_WINDOW_MS] + [now]
         try:
             if damage is None:
-                await self._db.close()  # a damaged file is moved first: closing would write to it
                 self._mark.release()
+                await self._db.close()  # a damaged file is moved first: closing would write to it
         except sqlite3.Error as error:
             log.error("buffer_close_failed", error=str(error))
         try:
@@ -660,16 +664,21 @@ def _future() -> "asyncio.Future[Any]":
     return asyncio.get_running_loop().create_future()
 
 
+def _is_heavy(part: Batch, fate: Fate) -> bool:
+    """Whether each record of the batch has, or gets, a row of its own."""
+    return part.from_aside or not isinstance(fate, Delivered)
+
+
 def _in_steps(fates: Sequence[tuple[Batch, Fate]], max_bytes: int) -> Iterator[Sequence[tuple[Batch, Fate]]]:
-    """The fates as given; what is set aside in parts that one commit can write."""
-    if all(not isinstance(fate, Aside) or len(part.body) <= max_bytes for part, fate in fates):
+    """The fates as given; what concerns rows of single records in parts that one commit can write."""
+    if not any(_is_heavy(part, fate) and part.count > 1 and len(part.body) > max_bytes for part, fate in fates):
         yield fates
         return
     for part, fate in fates:
         start = size = 0
         for i in range(part.count):
             length = len(part.record(i))
-            if i > start and size + length > max_bytes and isinstance(fate, Aside):
+            if i > start and size + length > max_bytes and _is_heavy(part, fate):
                 yield [(part.part(start, i), fate)]
                 start, size = i, 0
             size += length

@@ -10,7 +10,7 @@ import aiosqlite
 from collector import schema
 from collector.admission import Sizes
 from collector.files import BufferUnusable, inherit_nothing
-from collector.reserve import most_pages
+from collector.reserve import SLACK, most_pages
 from collector.work import PAGE
 
 Synchronous = Literal["FULL", "NORMAL", "OFF"]
@@ -62,7 +62,7 @@ def prepare(conn: sqlite3.Connection, sizes: Sizes, synchronous: Synchronous) ->
     conn.execute(f"PRAGMA wal_autocheckpoint = {sizes.wal_cap * 3 // 8 // PAGE}")
     conn.execute(f"PRAGMA journal_size_limit = {sizes.wal_cap}")  # a log of a larger cap gets shorter, never below
     pages = conn.execute("PRAGMA page_count").fetchone()[0]
-    conn.execute(f"PRAGMA max_page_count = {most_pages(sizes.usable, pages)}")
+    conn.execute(f"PRAGMA max_page_count = {most_pages(sizes.usable - SLACK, pages)}")
 
 
 def _path_of(conn: sqlite3.Connection) -> Path:

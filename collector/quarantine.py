@@ -63,9 +63,7 @@ def look(path: Path, mark: Facts | None) -> str | None:
         raise BufferUnusable(path, "it is not a database. Name another file with --buffer.")
     if _is_marked(header) and any(header[at : at + len(fixed)] != fixed for at, fixed in _FIXED):
         return "its header is damaged"
-    if mark is not None and not _is_own_log(path, mark):
-        return "its write-ahead log belongs to another database"
-    return None
+    return _damage_in_log(beside(path, "-wal"), mark) if mark is not None else None
 
 
 def damage_in(error: BaseException, path: Path, *, opening: bool) -> str | None:
@@ -121,12 +119,14 @@ def own_salts(mark: Facts | None) -> Callable[[int], bool]:
     return lambda salt: (salt - known) % (1 << 32) <= _RESTARTS_MAX
 
 
-def _is_own_log(path: Path, mark: Facts) -> bool:
-    with suppress(OSError), beside(path, "-wal").open("rb") as file:
+def _damage_in_log(log_file: Path, mark: Facts) -> str | None:
+    header = b""
+    with suppress(FileNotFoundError), log_file.open("rb") as file:
         header = file.read(32)
-        if header[:4] in _LOG_MAGIC:
-            return own_salts(mark)(int.from_bytes(header[16:20], "big"))
-    return True
+    if header[:4] in _LOG_MAGIC:
+        is_own = own_salts(mark)(int.from_bytes(header[16:20], "big"))
+        return None if is_own else "its write-ahead log belongs to another database"
+    return "its write-ahead log is gone" if mark.wal is not None else None
 
 
 class Quarantine:

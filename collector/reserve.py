@@ -42,7 +42,8 @@ class Reserve:
         self._buffer = buffer
         self._ballast = beside(buffer, ".ballast")
         self._log = beside(buffer, "-wal")
-        self._usable = sizes.usable
+        self._share = sizes.usable - SLACK
+        """Bytes the database file may have."""
         self.size = sizes.wal_cap
         """Bytes of the ballast, and of the write-ahead log at its cap."""
         self.tight = False
@@ -51,6 +52,10 @@ class Reserve:
         """The file is larger than its share, and can be made shorter."""
         self._low = False
         """There is so little room that the log must be emptied after every commit."""
+        self._is_held = _size_of(self._ballast) >= self.size
+        """The ballast is there, whole."""
+        self._is_grown = False
+        """The log has all its blocks."""
         self._spent = False
         """The ballast was let go and is not laid down again yet."""
         self._is_lent = False
@@ -74,6 +79,7 @@ class Reserve:
         # never done to the database itself: closing a descriptor of it would drop SQLite's locks
         with suppress(OSError):  # without blocks of its own the log grows as any file does
             _allocate(self._log, self.size)
+        self._is_grown = _size_of(self._log) >= self.size
         if _size_of(self._ballast) > self.size:  # of a larger cap
             with suppress(OSError):
                 os.truncate(self._ballast, self.size)
@@ -89,10 +95,10 @@ class Reserve:
             self._build(conn, pages, pages - free)
         growth = max(0, pages * PAGE - _size_of(self._buffer))
         room = free_bytes(self._buffer.parent) - growth - SLACK - (self.size if self._spent else 0)
-        cost = size + size // 16 if _size_of(self._log) >= self.size else 3 * size
+        cost = size + size // 16 if self._is_grown else 3 * size
         was_tight, self.tight = self.tight, room < cost
         self._low = room < self.size + cost
-        self.over = pages * PAGE > self._usable and free > 0
+        self.over = pages * PAGE > self._share and free > 0
         if self.tight != was_tight:
             log.warning("disk_full" if self.tight else "disk_has_room", room=room)
 
@@ -123,17 +129,18 @@ class Reserve:
             # what is set aside or buried may need more than the last percents: the ballast's share
             self._let_go()
             self._is_lent = True
-            conn.execute(f"PRAGMA max_page_count = {(max(self._usable, pages * PAGE) + self.size) // PAGE}")
+            conn.execute(f"PRAGMA max_page_count = {most_pages(self._share, pages) + self.size // PAGE}")
         self.tight = True
 
     def shrink(self, conn: sqlite3.Connection) -> None:
         """One step towards the file's share of `max_size`; `over` says whether there is more to do."""
-        self.over = _shorten(conn, self._usable, self.size // 8) > 0
+        self.over = False
+        cut = _shorten(conn, self._share, self.size // 8)
         checkpoint(conn)
         (pages,) = conn.execute("PRAGMA page_count").fetchone()
-        self.over = self.over and pages * PAGE > self._usable
+        self.over = cut > 0 and pages * PAGE > self._share
         if not self._is_lent:
-            conn.execute(f"PRAGMA max_page_count = {most_pages(self._usable, pages)}")
+            conn.execute(f"PRAGMA max_page_count = {most_pages(self._share, pages)}")
 
     def scrub(self, conn: sqlite3.Connection) -> None:
         """Leave nothing of what was deleted: neither in free pages nor in the log."""
@@ -146,14 +153,10 @@ class Reserve:
 
     # -- the ballast --------------------------------------------------------------------------
 
-    @property
-    def _is_held(self) -> bool:
-        return _size_of(self._ballast) >= self.size
-
     def _give_up(self, why: str) -> None:
         if not self._spent:
             log.warning("reserve_released", why=why)
-        self._spent = True
+        self._spent, self._is_held = True, False
 
     def _let_go(self) -> None:
         with suppress(OSError):
@@ -162,7 +165,7 @@ class Reserve:
 
     def _build(self, conn: sqlite3.Connection, pages: int, used: int) -> None:
         """Lay the ballast down, if that leaves the disk some room and the file does not need its share."""
-        if pages * PAGE > self._usable or (self._is_lent and used * PAGE > RETURN * self._usable):
+        if pages * PAGE > self._share or (self._is_lent and used * PAGE > RETURN * self._share):
             return
         if not self._is_held:
             if free_bytes(self._buffer.parent) < self.size + self.size // 4 + SLACK:
@@ -176,8 +179,9 @@ class Reserve:
                 with suppress(OSError):
                     self._ballast.unlink()
                 return
+            self._is_held = True
         if self._is_lent:
-            conn.execute(f"PRAGMA max_page_count = {most_pages(self._usable, pages)}")
+            conn.execute(f"PRAGMA max_page_count = {most_pages(self._share, pages)}")
         self._spent = self._is_lent = False
         self._errno = None
 
@@ -233,9 +237,9 @@ def _shorten(conn: sqlite3.Connection, size: int, at_most: int = 1 << 62) -> int
     return int(pages - conn.execute("PRAGMA page_count").fetchone()[0])
 
 
-def most_pages(usable: int, pages: int) -> int:
+def most_pages(share: int, pages: int) -> int:
     """The file's bound. Where the cap was lowered below what the file holds, settles must still get through."""
-    return max(usable // PAGE, pages + 64)
+    return share // PAGE if pages * PAGE <= share else pages + 64
 
 
 def free_bytes(folder: Path) -> int:
@@ -248,7 +252,7 @@ def free_bytes(folder: Path) -> int:
 
 def _size_of(path: Path) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116  with every commit, and Path.stat costs twice as much
     except FileNotFoundError:
         return 0
 

@@ -12,7 +12,6 @@ reasoning behind the numbers.
 
 import asyncio
 import sqlite3
-import uuid
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,7 +26,7 @@ from collector.crashpoints import reach
 from collector.image import Image
 from collector.logs import logger
 from collector.quarantine import Quarantine, own_salts
-from collector.watermark import Facts, is_current, read
+from collector.watermark import Facts, introduce, is_current, read
 from collector.work import SEQ_BITS, Work
 from tracker.time import format_ms
 
@@ -221,7 +220,7 @@ class Salvage:
                 }
             _write(conn, "salvage", progress)
             _write(conn, "damage", Damage(now_ms, self._what))
-            conn.execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('instance', ?)", (uuid.uuid4().hex,))
+            introduce(conn)
             conn.execute("COMMIT")
         except BaseException:
             conn.execute("ROLLBACK")

@@ -111,11 +111,14 @@ async def _each_chunk(buffer: Buffer, state: LaneState, query: Query, visit: Cal
 
 
 def _aside(work: Work, state: LaneState, query: Query) -> list[Chunk]:
-    rows = work.conn.execute(
+    matching = []
+    for row in work.conn.execute(
         "SELECT id, accepted_ms, crc, runs, body, reason FROM aside WHERE lane = ? ORDER BY id", (state.id,)
-    ).fetchall()
-    chunks = [chunk for row in rows if (chunk := Chunk.load_aside(row, state.lane)) is not None]
-    return [chunk for chunk in chunks if query.matches(KINDS[state.lane.kind].identity(chunk.record(0)))]
+    ):
+        chunk = Chunk.load_aside(row, state.lane)
+        if chunk is not None and query.matches(KINDS[state.lane.kind].identity(chunk.record(0))):
+            matching.append(chunk)
+    return matching
 
 
 def _dead(work: Work, query: Query) -> list[dict[str, Any]]:
@@ -130,7 +133,7 @@ def _dead_matches(work: Work, query: Query) -> list[tuple[int, int, int, str, Ch
     matching = []
     for letter_id, lane_id, superseded, reason, *row in work.conn.execute(
         "SELECT id, lane, superseded, reason, accepted_ms, crc, runs, body FROM dead ORDER BY id"
-    ).fetchall():
+    ):
         lane = work.lane_by_id(lane_id).lane
         accepted_ms, crc, runs, body = row
         chunk = Chunk.load_aside((letter_id, accepted_ms, crc, runs, body, ""), lane)
@@ -143,26 +146,25 @@ async def forget(buffer: Buffer, query: Query) -> Mapping[str, int]:
     """Erase a person's pending and dead records: ``{"count": n}``, counted as discarded.
 
     What is touched is rewritten with ``secure_delete=ON`` and the write-ahead log is
-    overwritten, so that the bytes are not on the disk any more. In several transactions:
-    what comes in meanwhile stays.
+    overwritten, so that the bytes are not on the disk any more. One transaction for
+    everything would need a log without bounds: what comes in meanwhile stays.
     """
-
-    counts: list[int] = []
-    plan: list[tuple[LaneState, list[int]]] = []
+    count, most = 0, buffer.sizes.max_step
+    # in the order in which a record may move on meanwhile
     for state in query.lanes(buffer.lanes()):
         sizes: dict[int, int] = {}
         await _each_chunk(buffer, state, query, partial(_note_size, sizes))
-        plan += [(state, ids) for ids in in_steps(sizes, buffer.sizes.max_step)]
-
-    def chunks(state: LaneState, ids: list[int]) -> Callable[[Work], None]:
-        return lambda work: counts.append(_forget_in_chunks(work, state, query, ids))
-
-    def singles(work: Work) -> None:
-        counts.extend(_forget_aside(work, state, query) for state in query.lanes(work.all_lanes()))
-        counts.append(_forget_dead(work, query))
-
-    await buffer.erase([*(chunks(state, ids) for state, ids in plan), singles])
-    return {"count": sum(counts)}
+        for ids in in_steps(sizes, most):
+            count += await buffer.erase(partial(_forget_in_chunks, state=state, query=query, ids=ids))
+        chunks = await buffer.run(partial(_aside, state=state, query=query))
+        for ids in in_steps({chunk.id: len(chunk.body) for chunk in chunks}, most):
+            some = [chunk for chunk in chunks if chunk.id in ids]
+            count += await buffer.erase(partial(_forget_aside, state=state, chunks=some))
+    letters = await buffer.run(lambda work: _dead_matches(work, query))
+    for ids in in_steps({letter[0]: len(letter[-1].body) for letter in letters}, most):
+        count += await buffer.erase(partial(_forget_dead, ids=ids))
+    await buffer.scrub()
+    return {"count": count}
 
 
 def _note_size(sizes: dict[int, int], chunk: Chunk) -> None:
@@ -189,12 +191,8 @@ def _forget_in_chunks(work: Work, state: LaneState, query: Query, ids: list[int]
     return count
 
 
-def _forget_aside(work: Work, state: LaneState, query: Query) -> int:
-    count = sum(
-        len(left)
-        for chunk in _aside(work, state, query)
-        for _, left in work.remove(Batch.of(state.lane, chunk.spans()))
-    )
+def _forget_aside(work: Work, state: LaneState, chunks: list[Chunk]) -> int:
+    count = sum(len(left) for chunk in chunks for _, left in work.remove(Batch.of(state.lane, chunk.spans())))
     work.ledger["discarded"] += count
     return count
 
@@ -215,11 +213,13 @@ def _blank(work: Work, chunk: Chunk, indices: set[int]) -> None:
         )
 
 
-def _forget_dead(work: Work, query: Query) -> int:
-    matches = _dead_matches(work, query)
-    for letter_id, _, superseded, _, chunk in matches:
-        work.conn.execute("DELETE FROM dead WHERE id = ?", (letter_id,))
-        work.ledger["superseded" if superseded else "dead"] -= 1
-        work.ledger["discarded"] += 1
-        work.dead_bytes -= len(chunk.body)
-    return len(matches)
+def _forget_dead(work: Work, ids: list[int]) -> int:
+    count = 0
+    for letter_id in ids:
+        gone = work.conn.execute("DELETE FROM dead WHERE id = ? RETURNING superseded, body", (letter_id,)).fetchone()
+        if gone is not None:
+            work.ledger["superseded" if gone[0] else "dead"] -= 1
+            work.dead_bytes -= len(gone[1])
+            count += 1
+    work.ledger["discarded"] += count
+    return count

@@ -18,6 +18,7 @@ accepted and settled; how much that can be at most it promises beforehand, in `a
 import os
 import sqlite3
 import threading
+import uuid
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -82,7 +83,7 @@ class Facts(msgspec.Struct, kw_only=True):
     boot: str = ""
     clean: bool = False
     wal: int | None = None
-    """The first salt of the file's write-ahead log: tells it from another file's."""
+    """The first salt of the file's write-ahead log: tells it from another file's. None: there need not be any."""
     accepted_max: int = 0
     settled_max: int = 0
 
@@ -117,6 +118,11 @@ class Facts(msgspec.Struct, kw_only=True):
         ):
             return "a lane's counts and its records disagree"
         return None
+
+
+def introduce(conn: sqlite3.Connection) -> None:
+    """Give a new file its name, and begin to count its commits."""
+    conn.execute("INSERT INTO meta (name, value) VALUES ('instance', ?), ('serial', 0)", (uuid.uuid4().hex,))
 
 
 def facts_in(conn: sqlite3.Connection) -> Facts:
@@ -201,6 +207,7 @@ class Watermark:
     def __init__(self, buffer: Path, boot: str) -> None:
         self._path = beside(buffer, ".mark")
         self._wal_path = beside(buffer, "-wal")
+        self._is_closing = False
         self._boot = boot
         self._facts = Facts()
         self._heads: dict[int, int] = {}
@@ -221,6 +228,7 @@ class Watermark:
 
     def start(self, facts: Facts) -> None:
         """Remember an open buffer, synced: whatever ends without a close is not called clean."""
+        self._is_closing = False
         self._facts = facts
         self._heads = {lane.id: lane.head for lane in facts.lanes}
         self._synced = (facts.ledger["accepted"], facts.settled)
@@ -278,6 +286,7 @@ class Watermark:
 
     def close(self, *, clean: bool) -> None:
         """Let go of the mark; `clean`: the buffer was closed and holds exactly what was noted."""
+        self._is_closing = False
         with self._noted:
             self._facts.clean = clean
             self._drop_log()
@@ -286,7 +295,11 @@ class Watermark:
         self._drop()
 
     def release(self) -> None:
-        """Let go of the mark as it stands, until the next `start`."""
+        """Let go of the mark, until the next `start`. Before the database is closed, which takes the log away."""
+        if self._fd is not None:
+            self._is_closing = True  # the log is not expected any more
+            self.unsynced = True
+            self.sync()
         with self._syncing:
             self._drop()
 
@@ -349,6 +362,8 @@ class Watermark:
 
     def _salt(self) -> int | None:
         """The first salt of the write-ahead log; None while there is none."""
+        if self._is_closing:
+            return None
         if self._wal is None:
             try:
                 self._wal = os.open(self._wal_path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))

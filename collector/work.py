@@ -42,15 +42,18 @@ class LaneState(msgspec.Struct):
 
 
 def in_steps(sizes: Mapping[int, int], max_bytes: int) -> Iterator[list[int]]:
-    """The ids of rows, given with their sizes in bytes, in parts that one commit can rewrite."""
+    """The ids of rows, given with their sizes in bytes, in parts that one commit can rewrite.
+
+    However small, each may lie in a page of its own.
+    """
     ids: list[int] = []
     total = 0
     for row_id, size in sizes.items():
-        if ids and total + size > max_bytes:
+        if ids and total + size + PAGE > max_bytes:
             yield ids
             ids, total = [], 0
         ids.append(row_id)
-        total += size
+        total += size + PAGE
     if ids:
         yield ids
 
