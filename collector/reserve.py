@@ -253,7 +253,7 @@ def free_bytes(folder: Path) -> int:
 def _size_of(path: Path) -> int:
     try:
         return os.stat(path).st_size  # noqa: PTH116  with every commit, and Path.stat costs twice as much
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the lock that is taken next says what is in the way
         return 0
 
 

@@ -72,6 +72,10 @@ class _Tillpost(click.Group):
         except BrokenPipeError:  # the reader, such as head, has seen enough; the interpreter must not flush again
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             code = 1
+        try:
+            sys.stderr.flush()
+        except OSError:  # a log nobody reads any more must not turn a good end into the interpreter's 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         sys.exit(code)
 
 

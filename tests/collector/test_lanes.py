@@ -840,7 +840,7 @@ async def test_what_was_erased_meanwhile_is_not_sent_again(tmp_path: Path) -> No
             work.ledger["pending"] -= 1
             work.ledger["discarded"] += 1
 
-        await scene.buffer.erase([forget])
+        await scene.buffer.erase(forget)
         before = len(scene.upstream.requests)
         scene.upstream.rule = lambda batch: Delivered()
         await scene.empty(100)

@@ -203,7 +203,9 @@ def test_no_secret_and_no_person_gets_out_of_a_sidecar(tmp_path: Path, capfd: py
 
     # the run was what it claims to be
     assert len(lines) >= 20 and {"debug", "info", "warning", "error"} >= {json.loads(line)["level"] for line in lines}
-    assert {"e-0", "u-5", "t-9", "crlf"} <= stored
+    buried = {letter["record"]["eventSalt"] for letter in dead}  # a scripted 400 strikes whichever lane is first
+    assert {"e-0", "u-5", "t-9", "crlf"} <= stored | buried
+    assert len(stored) > len(buried)
     assert found_in("buffer", (tmp_path / "tillpost.db").read_bytes().decode("latin-1"), secrets)
     assert len(_tokens(fake)) >= 2
 
