@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from collector.demo.processes import wait_for
+from collector.files import BufferInUse, FileLock
+
 # The connection stands alone here, in the main thread: under aiosqlite the interpreter of today
 # happens to leak the reference that would otherwise let the child finalise it.
 FORKING = """
@@ -74,8 +77,6 @@ os.kill(os.getpid(), 9)
 
 
 def test_a_child_that_outlives_its_parent_does_not_keep_the_lock(tmp_path: Path) -> None:
-    from collector.files import BufferInUse, FileLock
-
     path = tmp_path / "t.db"
     with subprocess.Popen(
         [sys.executable, "-c", LOCKING, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -88,4 +89,13 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_lock(tmp_path: Path)
         parent.stdin.write(b"x")
         parent.stdin.close()
         parent.wait(20)
-    FileLock.acquire(path).release()
+
+    def free() -> bool:
+        # the child may not have run yet when its parent was killed
+        try:
+            FileLock.acquire(path).release()
+        except BufferInUse:
+            return False
+        return True
+
+    wait_for("the child to let go of the lock", free, 20)
