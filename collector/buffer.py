@@ -37,7 +37,7 @@ from collector.database import Synchronous, connect, hop, prepare
 from collector.files import BufferInUse, BufferUnusable, FileLock, Moved, create_private, footing, identity, sync_folder
 from collector.kinds import Lane, Parcel
 from collector.logs import logger
-from collector.quarantine import Quarantine, damage_in, look
+from collector.quarantine import Quarantine, damage_in, lacks_log, look
 from collector.reserve import Reserve
 from collector.salvage import Damage, Salvage, read_damage
 from collector.taking import take
@@ -222,7 +222,8 @@ class Buffer:
         damage = damage or look(self.path, mark)
         if damage is None:
             try:
-                await self._open_file(partial(self._trust, mark=mark))
+                without_log = lacks_log(self.path, mark)
+                await self._open_file(partial(self._trust, mark=mark, without_log=without_log))
                 return
             except (sqlite3.Error, BufferUnusable) as error:
                 damage = damage_in(error, self.path, opening=True)
@@ -260,7 +261,7 @@ class Buffer:
         self._footing = footing(self.path)
         self._mark.start(watermark.facts_in(conn))
 
-    def _trust(self, conn: sqlite3.Connection, mark: watermark.Facts | None) -> None:
+    def _trust(self, conn: sqlite3.Connection, mark: watermark.Facts | None, *, without_log: bool) -> None:
         """Raises Damaged for a file that contradicts itself, or the mark beside it."""
         if mark is not None and mark.clean:
             self._mark.start(msgspec.structs.replace(mark, clean=False))  # before anything is written
@@ -269,7 +270,10 @@ class Buffer:
             facts = watermark.facts_in(conn)
         except (ValueError, TypeError, KeyError) as error:
             raise Damaged(f"its counts are not readable ({error})") from error
-        if (wrong := watermark.compare(facts, mark)) is not None:
+        wrong = watermark.compare(facts, mark)
+        if wrong is None and without_log:
+            wrong = watermark.gap_in(conn)
+        if wrong is not None:
             raise Damaged(wrong)
         if facts.instance is None:
             watermark.introduce(conn)
@@ -534,7 +538,8 @@ class Buffer:
             if scrub:
                 # free pages may hold what was delivered of that person, the log what was just erased
                 reach("erasing")
-                self._reserve.scrub(conn)
+                self._reserve.scrub(conn, self._mark.part_with_log)
+                self._mark.expect_log()
             self._mark.note(work, self._ledger)
 
         try:

@@ -63,7 +63,26 @@ def look(path: Path, mark: Facts | None) -> str | None:
         raise BufferUnusable(path, "it is not a database. Name another file with --buffer.")
     if _is_marked(header) and any(header[at : at + len(fixed)] != fixed for at, fixed in _FIXED):
         return "its header is damaged"
-    return _damage_in_log(beside(path, "-wal"), mark) if mark is not None else None
+    if mark is not None and (salt := _salt_of(path)) is not None and not own_salts(mark)(salt):
+        return "its write-ahead log belongs to another database"
+    return None
+
+
+def lacks_log(path: Path, mark: Facts | None) -> bool:
+    """Whether the mark knows of a write-ahead log that is gone, or that SQLite will not read.
+
+    It took with it what was not in the database yet, perhaps half a checkpoint. Or there was nothing
+    left in it: a start that came to nothing closes the database too, which takes the log away.
+    """
+    return mark is not None and mark.wal is not None and _salt_of(path) is None
+
+
+def _salt_of(path: Path) -> int | None:
+    """The first salt of a database's write-ahead log; None where there is none."""
+    header = b""
+    with suppress(FileNotFoundError), beside(path, "-wal").open("rb") as file:
+        header = file.read(32)
+    return int.from_bytes(header[16:20], "big") if header[:4] in _LOG_MAGIC else None
 
 
 def damage_in(error: BaseException, path: Path, *, opening: bool) -> str | None:
@@ -117,16 +136,6 @@ def own_salts(mark: Facts | None) -> Callable[[int], bool]:
         return lambda _: False
     known = mark.wal
     return lambda salt: (salt - known) % (1 << 32) <= _RESTARTS_MAX
-
-
-def _damage_in_log(log_file: Path, mark: Facts) -> str | None:
-    header = b""
-    with suppress(FileNotFoundError), log_file.open("rb") as file:
-        header = file.read(32)
-    if header[:4] in _LOG_MAGIC:
-        is_own = own_salts(mark)(int.from_bytes(header[16:20], "big"))
-        return None if is_own else "its write-ahead log belongs to another database"
-    return "its write-ahead log is gone" if mark.wal is not None else None
 
 
 class Quarantine:

@@ -17,6 +17,7 @@ Does not hold on copy-on-write file systems, where overwriting needs new blocks.
 import errno
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -142,11 +143,12 @@ class Reserve:
         if not self._is_lent:
             conn.execute(f"PRAGMA max_page_count = {most_pages(self._share, pages)}")
 
-    def scrub(self, conn: sqlite3.Connection) -> None:
+    def scrub(self, conn: sqlite3.Connection, before_wiping: Callable[[], None]) -> None:
         """Leave nothing of what was deleted: neither in free pages nor in the log."""
         while _shorten(conn, 0, self.size // 8) and checkpoint(conn):
             pass
         if checkpoint(conn):
+            before_wiping()
             self._wipe_log()
         else:
             log.warning("log_not_wiped", why="the disk is full; it will be overwritten in time")

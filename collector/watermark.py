@@ -20,6 +20,7 @@ import sqlite3
 import threading
 import uuid
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -146,6 +147,25 @@ def facts_in(conn: sqlite3.Connection) -> Facts:
     return msgspec.convert(msgspec.to_builtins(facts, builtin_types=(bytes,)), Facts)
 
 
+def gap_in(conn: sqlite3.Connection) -> str | None:
+    """What an open buffer lacks of the rows it counts; None where all are there. Reads the whole file."""
+    (sound,) = conn.execute("PRAGMA quick_check(1)").fetchone()
+    if sound != "ok":
+        return f"it is not sound ({sound})"
+    held: Counter[int] = Counter()
+    for chunk, n, bits in conn.execute("SELECT id, n, bits FROM chunks LEFT JOIN gone ON chunk = id"):
+        held[chunk >> SEQ_BITS] += n - int.from_bytes(bits or b"", "little").bit_count()
+    aside = Counter(dict(conn.execute("SELECT lane, count(*) FROM aside GROUP BY lane").fetchall()))
+    for lane, pending, n in conn.execute("SELECT id, pending, aside FROM lanes").fetchall():
+        if (held[lane] + n, aside[lane]) != (pending, n):
+            return "records that it counts are not in it"
+    kept = dict(conn.execute("SELECT superseded, count(*) FROM dead GROUP BY superseded").fetchall())
+    counts = dict(conn.execute("SELECT name, n FROM ledger WHERE name IN ('dead', 'superseded')").fetchall())
+    if (kept.get(0, 0), kept.get(1, 0)) != (counts["dead"], counts["superseded"]):
+        return "dead letters that it counts are not in it"
+    return None
+
+
 def _end(conn: sqlite3.Connection, lane_id: int, order: str, none: int) -> int:
     """The number of a lane's first or last chunk."""
     row = conn.execute(
@@ -207,7 +227,7 @@ class Watermark:
     def __init__(self, buffer: Path, boot: str) -> None:
         self._path = beside(buffer, ".mark")
         self._wal_path = beside(buffer, "-wal")
-        self._is_closing = False
+        self._expects_no_log = False
         self._boot = boot
         self._facts = Facts()
         self._heads: dict[int, int] = {}
@@ -228,7 +248,7 @@ class Watermark:
 
     def start(self, facts: Facts) -> None:
         """Remember an open buffer, synced: whatever ends without a close is not called clean."""
-        self._is_closing = False
+        self._expects_no_log = False
         self._facts = facts
         self._heads = {lane.id: lane.head for lane in facts.lanes}
         self._synced = (facts.ledger["accepted"], facts.settled)
@@ -286,7 +306,7 @@ class Watermark:
 
     def close(self, *, clean: bool) -> None:
         """Let go of the mark; `clean`: the buffer was closed and holds exactly what was noted."""
-        self._is_closing = False
+        self._expects_no_log = False
         with self._noted:
             self._facts.clean = clean
             self._drop_log()
@@ -297,11 +317,20 @@ class Watermark:
     def release(self) -> None:
         """Let go of the mark, until the next `start`. Before the database is closed, which takes the log away."""
         if self._fd is not None:
-            self._is_closing = True  # the log is not expected any more
-            self.unsynced = True
-            self.sync()
+            self.part_with_log()
         with self._syncing:
             self._drop()
+
+    def part_with_log(self) -> None:
+        """Say, synced, that there need not be a log: call before it is taken away or wiped."""
+        with self._noted:
+            self._expects_no_log = True
+            self.unsynced = True
+        self.sync()
+
+    def expect_log(self) -> None:
+        """From now on the log is what it says it is."""
+        self._expects_no_log = False
 
     # -- slots
 
@@ -362,7 +391,7 @@ class Watermark:
 
     def _salt(self) -> int | None:
         """The first salt of the write-ahead log; None while there is none."""
-        if self._is_closing:
+        if self._expects_no_log:
             return None
         if self._wal is None:
             try:
