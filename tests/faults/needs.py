@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -14,6 +15,14 @@ def compiler() -> str:
         if found := shutil.which(name):
             return found
     return missing("a C compiler (cc, gcc or clang)")
+
+
+def faketime() -> str:
+    """The path of libfaketime."""
+    for folder in ("/usr/lib", "/usr/lib64", "/usr/local/lib"):
+        for found in sorted(Path(folder).glob("**/libfaketime.so.1")):
+            return str(found)
+    return missing("libfaketime (apt-get install faketime)")
 
 
 def namespaces() -> None:
