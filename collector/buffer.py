@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import aiosqlite
-import msgspec
 
 from collector import schema, watermark
 from collector.admission import EVERYTHING, Admission, Full, Policy, Sizes
@@ -256,6 +255,8 @@ class Buffer:
     def _get_ready(self, conn: sqlite3.Connection, introduce: Callable[[sqlite3.Connection], None]) -> None:
         prepare(conn, self.sizes, self._synchronous)
         introduce(conn)
+        # what a killed process had written is in the page cache perhaps: on the disk before anybody counts on it
+        watermark.touch(conn)
         self._load(conn)
         self._reserve.after_open(conn)
         self._footing = footing(self.path)
@@ -263,8 +264,8 @@ class Buffer:
 
     def _trust(self, conn: sqlite3.Connection, mark: watermark.Facts | None, *, without_log: bool) -> None:
         """Raises Damaged for a file that contradicts itself, or the mark beside it."""
-        if mark is not None and mark.clean:
-            self._mark.start(msgspec.structs.replace(mark, clean=False))  # before anything is written
+        if mark is not None:
+            self._mark.take_up(mark)
         schema.migrate(conn)
         try:
             facts = watermark.facts_in(conn)

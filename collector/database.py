@@ -15,6 +15,7 @@ from collector.work import PAGE
 
 Synchronous = Literal["FULL", "NORMAL", "OFF"]
 
+_INCREMENTAL = 2
 BUSY_TIMEOUT_MS = 5000
 """How long a start waits for a shell or a backup tool that was there first; once we are in, nobody else is."""
 
@@ -47,7 +48,8 @@ def prepare(conn: sqlite3.Connection, sizes: Sizes, synchronous: Synchronous) ->
     conn.execute("PRAGMA locking_mode = EXCLUSIVE")  # before anything touches the WAL: no -shm file, ever
     conn.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     _recognise(conn)
-    conn.execute("PRAGMA auto_vacuum = INCREMENTAL")  # ignored once a table or the WAL exists
+    if conn.execute("PRAGMA auto_vacuum").fetchone()[0] != _INCREMENTAL:  # a new file: later it is a write, and ignored
+        conn.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
     if (mode := conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
         raise BufferUnusable(_path_of(conn), f"the file system does not allow a write-ahead log (got {mode})")
     conn.execute(f"PRAGMA synchronous = {synchronous}")  # not stored in the file: every start must say it

@@ -126,6 +126,11 @@ def introduce(conn: sqlite3.Connection) -> None:
     conn.execute("INSERT INTO meta (name, value) VALUES ('instance', ?), ('serial', 0)", (uuid.uuid4().hex,))
 
 
+def touch(conn: sqlite3.Connection) -> None:
+    """Commit, and thereby sync the log and everything in it; a log that was empty gets its header."""
+    conn.execute("UPDATE meta SET value = value WHERE name = 'serial'")
+
+
 def facts_in(conn: sqlite3.Connection) -> Facts:
     """The facts of an open buffer. Raises ValueError where what is stored cannot be."""
     meta = dict(conn.execute("SELECT name, value FROM meta WHERE name IN ('instance', 'serial', 'salvage')").fetchall())
@@ -246,9 +251,20 @@ class Watermark:
         """As last noted."""
         return self._facts
 
+    def take_up(self, facts: Facts) -> None:
+        """Carry on the mark of an earlier run, synced, before anything is written: the log may begin anew now.
+
+        It says no more than it said: what was found of that run may yet be in the page cache only.
+        """
+        self._begin(msgspec.structs.replace(facts, clean=False), expects_no_log=True)
+
     def start(self, facts: Facts) -> None:
         """Remember an open buffer, synced: whatever ends without a close is not called clean."""
-        self._expects_no_log = False
+        facts.boot = self._boot
+        self._begin(facts, expects_no_log=False)
+
+    def _begin(self, facts: Facts, *, expects_no_log: bool) -> None:
+        self._expects_no_log = expects_no_log
         self._facts = facts
         self._heads = {lane.id: lane.head for lane in facts.lanes}
         self._synced = (facts.ledger["accepted"], facts.settled)
@@ -274,6 +290,7 @@ class Watermark:
             salvaging=counts["pending"] - sum(lane.pending for lane in lanes),
             last_aside=before.last_aside,
             last_dead=before.last_dead,
+            boot=self._boot,
         )
         _list_rows(
             work.conn, facts, aside=any(lane.aside for lane in lanes), dead=bool(counts["dead"] + counts["superseded"])
@@ -353,7 +370,7 @@ class Watermark:
         if fd is None:
             return
         facts = self._facts
-        facts.boot, facts.wal = self._boot, self._salt()
+        facts.wal = self._salt()
         self._generation += 1
         slot = _encode(self._generation, facts)
         if len(slot) > SLOT_BYTES:
