@@ -39,7 +39,7 @@ def format_duration(seconds: float) -> str:
     for unit in ("d", "h", "m"):
         if seconds >= _DURATIONS[unit] and seconds % _DURATIONS[unit] == 0:
             return f"{seconds / _DURATIONS[unit]:.0f}{unit}"
-    return f"{seconds:g}s" if seconds < 1e6 else f"{seconds:.0f}s"
+    return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
 
 
 def format_size(size: int) -> str:
