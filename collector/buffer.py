@@ -620,6 +620,9 @@ class Buffer:
                 raise Moved("another file has its name")
             await self._connect(damage)
             await self._hop(_prove_writable)
+            # after a failed sync the log's pages count as written, and no later sync brings them to the disk:
+            # write them once more, into the database
+            await self._hop(self._reserve.relieve)
         except (sqlite3.Error, OSError, BufferUnusable, Moved) as error:
             self.moved = isinstance(error, Moved)
             self.failed = f"it cannot be opened again: {error}"
