@@ -112,7 +112,7 @@ def _take_aside(
     work: Work, state: LaneState, limits: Limits, gate: Gate, parked: Mapping[int, int], boot_ms: int
 ) -> tuple[Batch | None, int | None]:
     """Records whose wait is over; else when the next one's is, in ms of the upstream's clock."""
-    horizon = gate.now_ms - gate.margin_ms
+    horizon = gate.horizon_ms
     (next_due,) = work.conn.execute(
         "SELECT min(due_ms) FROM aside WHERE lane = ? AND due_ms > ?", (state.id, horizon)
     ).fetchone()
