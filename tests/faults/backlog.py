@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from collector.buffer import Buffer
 from collector.demo.processes import Sidecar, wait_for
 from collector.kinds import Lane, Run
 from collector.testing import FakeUpstream
 from collector.work import Work
-from tests.collector.buffers import BULK, EMAIL, SALES, T0, UUID
+from tests.collector.buffers import BULK, EMAIL, SALES, T0, UUID, opened
 from tests.end_to_end import clients
 from tests.end_to_end.clients import event, post, sale
 
@@ -44,19 +43,18 @@ class Cost(NamedTuple):
 
 async def fill(path: Path, count: int, per_chunk: int) -> None:
     """A buffer as an outage leaves it: `count` records in four lanes, so many to a chunk."""
-    buffer = await Buffer.open(path, max_size=2048 * MIB)
-    for start in range(0, count, 1000):
+    async with opened(path, max_size=2048 * MIB) as buffer:
+        for start in range(0, count, 1000):
 
-        def unit(work: Work, start: int = start) -> None:
-            lane = LANES[start // 1000 % len(LANES)]
-            for at in range(start, min(start + 1000, count), per_chunk):
-                records = [_made(lane, i) for i in range(at, min(at + per_chunk, count))]
-                work.ledger["accepted"] += len(records)
-                work.insert_chunk(lane, records, [Run(len(records), T0, None, 0)], T0 + start)
+            def unit(work: Work, start: int = start) -> None:
+                lane = LANES[start // 1000 % len(LANES)]
+                for at in range(start, min(start + 1000, count), per_chunk):
+                    records = [_made(lane, i) for i in range(at, min(at + per_chunk, count))]
+                    work.ledger["accepted"] += len(records)
+                    work.insert_chunk(lane, records, [Run(len(records), T0, None, 0)], T0 + start)
 
-        await buffer.run(unit)
-    assert buffer.ledger()["pending"] == count
-    await buffer.close()
+            await buffer.run(unit)
+        assert buffer.ledger()["pending"] == count
 
 
 def _made(lane: Lane, number: int) -> bytes:

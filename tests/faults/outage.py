@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from collector.admission import Policy
-from collector.buffer import Buffer, Full
-from tests.collector.buffers import BULK, EMAIL, T0, UUID, adds_up, parcel, record
+from collector.buffer import Full
+from tests.collector.buffers import BULK, EMAIL, T0, UUID, adds_up, opened, parcel, record
 
 MIB = 1024 * 1024
 POLICIES: tuple[Policy, ...] = ("refuse", "discard-oldest")
@@ -52,19 +52,18 @@ async def outage(folder: Path, minutes: int, max_size: int, when_full: Policy) -
     """Three thousand records a minute, a thousand for each of three lanes, and nobody who takes them."""
     clock = Minutes()
     records = [[record(f"{lane.identifier}-{lane.priority}-{i}") for i in range(1000)] for lane in LANES]
-    buffer = await Buffer.open(folder / "tillpost.db", max_size=max_size, when_full=when_full, clock=clock)
     sent = refused = most = 0
-    for _ in range(minutes):
-        clock.ms += 60_000
-        for lane, some in zip(LANES, records, strict=True):
-            sent += len(some)
-            try:
-                await buffer.append([parcel(some, lane)])
-            except Full:
-                refused += len(some)
-        most = max(most, size_of(folder))
-    ledger = buffer.ledger()
-    await buffer.close()
+    async with opened(folder / "tillpost.db", max_size=max_size, when_full=when_full, clock=clock) as buffer:
+        for _ in range(minutes):
+            clock.ms += 60_000
+            for lane, some in zip(LANES, records, strict=True):
+                sent += len(some)
+                try:
+                    await buffer.append([parcel(some, lane)])
+                except Full:
+                    refused += len(some)
+            most = max(most, size_of(folder))
+        ledger = buffer.ledger()
     return Outage(sent, refused, ledger, max(most, size_of(folder)))
 
 

@@ -120,6 +120,7 @@ def test_a_real_till_in_1970_until_the_network_comes(tmp_path: Path) -> None:
         sold = time.time()
         assert not till.status()["clock"]["synchronised"]
         till.set(0)  # NTP is the first to know
+        wait_for("the collector to see it", lambda: till.status()["lanes"][0]["oldest_age_s"] > YEAR_S)
         fake.clear_faults()
         status = delivered(till, fake, 6)
         assert abs(status["clock"]["offset_ms"]) < 3_100

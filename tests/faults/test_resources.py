@@ -12,11 +12,10 @@ import pytest
 from collector import buffer as buffer_file
 from collector.admission import Policy
 from collector.batcher import Aside, Batch, Wait
-from collector.buffer import Buffer
 from collector.outcomes import Later
 from collector.parked import Parked
 from collector.status import status_of
-from tests.collector.buffers import ANYTIME, EMAIL, LIMITS, UUID, parcel, record
+from tests.collector.buffers import ANYTIME, EMAIL, LIMITS, UUID, opened, parcel, record
 from tests.faults.backlog import fill
 from tests.faults.machines import HOUR, Machine, World, stamp
 from tests.faults.outage import MIB, POLICIES, Minutes, outage
@@ -36,27 +35,25 @@ async def test_offline_for_long_the_files_stay_within_the_size(tmp_path: Path, w
 async def test_the_oldest_is_what_is_discarded_although_the_clock_was_set_back(tmp_path: Path) -> None:
     clock = Minutes()
     path = tmp_path / "tillpost.db"
-    buffer = await Buffer.open(path, max_size=4 * MIB, when_full="discard-oldest", clock=clock)
-    for number in range(80):
-        clock.ms += 60_000 if number != 3 else -365 * 24 * HOUR
-        await buffer.append([parcel([record(f"{number}-{i}") for i in range(200)])])
-    left = await buffer.run(
-        lambda work: [body for (body,) in work.conn.execute("SELECT body FROM chunks ORDER BY id LIMIT 1")]
-    )
-    discarded = buffer.ledger()["discarded"]
-    await buffer.close()
+    async with opened(path, max_size=4 * MIB, when_full="discard-oldest", clock=clock) as buffer:
+        for number in range(80):
+            clock.ms += 60_000 if number != 3 else -365 * 24 * HOUR
+            await buffer.append([parcel([record(f"{number}-{i}") for i in range(200)])])
+        left = await buffer.run(
+            lambda work: [body for (body,) in work.conn.execute("SELECT body FROM chunks ORDER BY id LIMIT 1")]
+        )
+        discarded = buffer.ledger()["discarded"]
     assert discarded > 0
     assert left[0].startswith(record(f"{discarded // 200}-0"))
 
 
 async def test_a_lane_at_its_share_discards_its_own_oldest(tmp_path: Path) -> None:
-    buffer = await Buffer.open(tmp_path / "tillpost.db", max_size=4 * MIB, when_full="discard-oldest")
-    await buffer.append([parcel([record("other")], UUID)])
-    for number in range(80):
-        await buffer.append([parcel([record(f"{number}-{i}") for i in range(200)])])
-    lanes = {state.lane: state for state in buffer.lanes()}
-    ledger = buffer.ledger()
-    await buffer.close()
+    async with opened(tmp_path / "tillpost.db", max_size=4 * MIB, when_full="discard-oldest") as buffer:
+        await buffer.append([parcel([record("other")], UUID)])
+        for number in range(80):
+            await buffer.append([parcel([record(f"{number}-{i}") for i in range(200)])])
+        lanes = {state.lane: state for state in buffer.lanes()}
+        ledger = buffer.ledger()
     assert ledger["accepted"] == 16_001
     assert ledger["discarded"] > 0
     assert lanes[UUID].pending == 1
@@ -90,18 +87,17 @@ async def test_the_work_of_starting_taking_and_looking_does_not_grow_with_what_w
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, spent = Work(monkeypatch), {}
-    for count in (4_000, 12_000):
+    for count in (4_000, 8_000):
         path = tmp_path / f"{count}.db"
         await fill(path, count, per_chunk=1)
         before = work.steps
-        buffer = await Buffer.open(path, max_size=2048 * MIB)
-        await buffer.append([parcel([record("new")])])
-        opened = work.since(before)
-        assert isinstance(await buffer.take(EMAIL, LIMITS, ANYTIME), Batch)
-        taken = work.since(before) - opened
-        assert (await status_of(buffer, state="running"))["ledger"]["pending"] == count + 1
-        spent[count] = (opened, taken, work.since(before) - opened - taken)
-        await buffer.close()
+        async with opened(path, max_size=2048 * MIB) as buffer:
+            await buffer.append([parcel([record("new")])])
+            started = work.since(before)
+            assert isinstance(await buffer.take(EMAIL, LIMITS, ANYTIME), Batch)
+            taken = work.since(before) - started
+            assert (await status_of(buffer, state="running"))["ledger"]["pending"] == count + 1
+            spent[count] = (started, taken, work.since(before) - started - taken)
     assert spent[4_000][1] > 1_000, "nothing was counted"
     assert all(more <= 1.2 * less + 100 for less, more in zip(*spent.values(), strict=True)), spent
 
@@ -112,30 +108,29 @@ async def test_the_work_of_taking_does_not_grow_with_what_waits_aside(
     """Of a type that is not permitted, say: the rest of the lane flows on, and the others with it."""
     clock, work = Minutes(), Work(monkeypatch)
     spent: list[int] = []
-    buffer = await Buffer.open(tmp_path / "tillpost.db", max_size=32 * MIB, clock=clock)
-    for round_ in range(4):
-        for part in range(5):
-            # another lane's come between: the rows of a lane do not follow upon each other
-            for lane in (EMAIL, UUID):
-                salts = [f"{round_}-{part}-{lane.identifier}-{i}" for i in range(200)]
-                await buffer.append([parcel(map(record, salts), lane)])
-                batch = await buffer.take(lane, LIMITS, ANYTIME)
-                assert isinstance(batch, Batch)
-                for half, wait_ms in ((0, 300_000), (1, 330_000)):
-                    due_ms = clock.boot_ms() + wait_ms
-                    await buffer.settle([(batch.pick(range(half, batch.count, 2)), Aside("denied", due_ms))])
-        before = work.steps
-        assert isinstance(await buffer.take(EMAIL, LIMITS, ANYTIME), Wait)
-        again = work.since(before)
-        assert isinstance(await buffer.take(EMAIL, LIMITS, ANYTIME), Wait)
-        await status_of(buffer, state="running")
-        spent.append(work.since(before) - again)
-    assert 0 < spent[-1] <= 1.2 * spent[0] + 100, spent
-    clock.ms += 360_000
-    batch = await buffer.take(EMAIL, LIMITS, ANYTIME)
-    assert isinstance(batch, Batch)
-    assert batch.count == 1000
-    await buffer.close()
+    async with opened(tmp_path / "tillpost.db", max_size=32 * MIB, clock=clock) as buffer:
+        for round_ in range(3):
+            for part in range(3):
+                # another lane's come between: the rows of a lane do not follow upon each other
+                for lane in (EMAIL, UUID):
+                    salts = [f"{round_}-{part}-{lane.identifier}-{i}" for i in range(200)]
+                    await buffer.append([parcel(map(record, salts), lane)])
+                    batch = await buffer.take(lane, LIMITS, ANYTIME)
+                    assert isinstance(batch, Batch)
+                    for half, wait_ms in ((0, 300_000), (1, 330_000)):
+                        due_ms = clock.boot_ms() + wait_ms
+                        await buffer.settle([(batch.pick(range(half, batch.count, 2)), Aside("denied", due_ms))])
+            before = work.steps
+            assert isinstance(await buffer.take(EMAIL, LIMITS, ANYTIME), Wait)
+            again = work.since(before)
+            assert isinstance(await buffer.take(EMAIL, LIMITS, ANYTIME), Wait)
+            await status_of(buffer, state="running")
+            spent.append(work.since(before) - again)
+        assert 0 < spent[-1] <= 1.2 * spent[0] + 100, spent
+        clock.ms += 360_000
+        batch = await buffer.take(EMAIL, LIMITS, ANYTIME)
+        assert isinstance(batch, Batch)
+        assert batch.count == 1000
 
 
 def test_parked_records_wait_as_runs_and_nobody_much_longer_than_told() -> None:
