@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import aiosqlite
+import msgspec
 
 from collector import schema, watermark
 from collector.admission import EVERYTHING, Admission, Full, Policy, Sizes
 from collector.batcher import Aside, Delivered, Fate, Gate, Limits, Wait
 from collector.chunks import Batch, salts_in
 from collector.crashpoints import reach
-from collector.database import Synchronous, connect, hop, prepare
+from collector.database import Synchronous, connect, hop, prepare, require_sqlite
 from collector.files import BufferInUse, BufferUnusable, FileLock, Moved, create_private, footing, identity, sync_folder
 from collector.kinds import Lane, Parcel
 from collector.logs import logger
@@ -166,6 +167,7 @@ class Buffer:
         read or is not ours. `synchronous` is for the controls of tests and benchmarks.
         """
         path = Path(path).absolute()  # noqa: ASYNC240 - touches no disk beyond the working folder's name
+        require_sqlite(path)
         sizes = Sizes(max_size)
         reserve = Reserve(path, sizes)
         clock = clock or SystemClock()
@@ -257,7 +259,10 @@ class Buffer:
         introduce(conn)
         # what a killed process had written is in the page cache perhaps: on the disk before anybody counts on it
         watermark.touch(conn)
-        self._load(conn)
+        try:
+            self._load(conn)
+        except (ValueError, TypeError) as error:
+            raise Damaged(f"its rows are not readable ({error})") from error
         self._reserve.after_open(conn)
         self._footing = footing(self.path)
         self._mark.start(watermark.facts_in(conn))
@@ -305,7 +310,7 @@ class Buffer:
             lane = Lane(kind, identifier, priority)
             self._lanes[lane] = LaneState(lane, lane_id, *numbers)
         row = conn.execute("SELECT value FROM meta WHERE name = 'dead_bytes'").fetchone()
-        self._dead_bytes = row[0] if row else 0
+        self._dead_bytes = msgspec.convert(row[0] if row else 0, int)
         self._dead_salts = set()
         for (body,) in conn.execute("SELECT body FROM dead WHERE NOT superseded"):
             self._dead_salts.update(map(hash, salts_in(body)))

@@ -151,7 +151,9 @@ class Salvage:
                 self._reference = mark
         self._ceilings = (mark.accepted_max, mark.settled_max) if mark is not None and not self._exact else (0, 0)
         self._lanes = {lane.id: lane for facts in (own, mark, self._reference) if facts for lane in facts.lanes}
-        self._gone: dict[int, int] = {}
+        # what has left a chunk has left it for good: what the mark says of that holds for a later state too
+        said = mark.gone if mark is not None and (own is None or own.instance == mark.instance) else None
+        self._gone = {chunk: int.from_bytes(bits, "little") for chunk, bits in (said or {}).items()}
 
     def _facts_in_image(self) -> Facts | None:
         """The file's own account, where it can be read and adds up."""
@@ -214,10 +216,11 @@ class Salvage:
             if known is not None and self._from_mark:
                 # named one by one, as far as the mark had room
                 progress.missing = [crc for _, crc in (*known.aside, *known.dead)]
-                progress.unlisted = {
+                unlisted = {
                     "aside": sum(lane.aside for lane in known.lanes) - len(known.aside),
                     "dead": known.ledger["dead"] + known.ledger["superseded"] - len(known.dead),
                 }
+                progress.unlisted = {table: n for table, n in unlisted.items() if n}
             _write(conn, "salvage", progress)
             _write(conn, "damage", Damage(now_ms, self._what))
             introduce(conn)
@@ -260,7 +263,7 @@ class Salvage:
             tables = {"chunks"} if sweep == "chunks" else {"gone", "aside", "dead"}
             for page, table, row in self._image.rows(pages, tables):
                 if table == "gone":
-                    self._gone[row[0]] = int.from_bytes(row[1], "little")
+                    self._gone[row[0]] = self._gone.get(row[0], 0) | int.from_bytes(row[1], "little")
                     continue
                 if _order((sweep, page)) <= done:
                     continue
@@ -328,8 +331,10 @@ class Salvage:
             return "new"
         if any(row_id == one for one, _ in listed):
             return "kept"
-        if progress.unlisted.get(table, 0) > 0 and (not listed or row_id < listed[-1][0]):
+        if table in progress.unlisted and (not listed or row_id < listed[-1][0]):
+            # one of those there was no room for in the mark; or settled since the file was in this state
             progress.unlisted[table] -= 1
+            progress.unsure += 1
             return "kept"
         return "settled"
 
@@ -362,6 +367,8 @@ class Salvage:
             progress.discover(work, len(kept))
         else:
             progress.claim(work, stay.bit_count())
+            if self._from_mark and self._reference is not None and self._reference.gone is None:
+                progress.unsure += len(kept)  # more chunks were partly settled than the mark has room for
 
     def _left(self, chunk: Chunk) -> tuple[int, bool]:
         """Which records had left the chunk, as bits, and whether the reference does not know the chunk at all."""
@@ -371,7 +378,7 @@ class Salvage:
             return gone, True
         if chunk.id & _SEQ_MASK < lane.head:
             return (1 << len(chunk)) - 1, False
-        return gone | int.from_bytes((known.gone or {}).get(chunk.id, b""), "little"), False
+        return gone, False
 
     def _back(self, chunk: Chunk, left: int, progress: Progress) -> list[int]:
         """Records that had left the chunk for a place that is lost: aside, or among the dead letters."""

@@ -1,7 +1,7 @@
 """What leaves the buffer next: reads chunks lane by lane, verifies them, asks the batcher."""
 
 from array import array
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Final
 
@@ -54,6 +54,8 @@ def take(
         # closed before anything is written: an open cursor would pin the WAL
         with closing(_chunks(work, state, damaged)) as chunks:
             done = assemble(lane, chunks, limits, gate, is_busy if state.aside else None, max_aside)
+        if damaged:
+            _check_the_rest(work, [row[3:6] for row in damaged])
         for row in damaged:
             _bury_damaged(work, lane, row)
         work.settle(done.fates)
@@ -86,7 +88,7 @@ def _chunks(work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk
             chunk = Chunk.load(tuple(row), state.lane)
             if chunk is None:
                 damaged.append(tuple(row))
-            elif len(chunk) != n:
+            elif len(chunk) != n or not isinstance(chunk.gone, bytes):
                 raise Damaged("a chunk holds another number of records than it says")
             else:
                 yield chunk
@@ -106,6 +108,18 @@ def _bury_damaged(work: Work, lane: Lane, row: Row) -> None:
             work.bury(lane, chunk, i, DAMAGED, damaged=True)
         buried += len(left)
     log.error("buffer_damaged", lane=str(lane), records=buried)
+
+
+def _check_the_rest(work: Work, damaged: Sequence[Row]) -> None:
+    """Where bytes of a record are damaged others may be: SQLite would write into pages that hold something else.
+
+    Raises Damaged. Reads the whole file, which only a damaged one costs.
+    """
+    if not all(isinstance(value, bytes) for row in damaged for value in row):
+        raise Damaged("a row holds what it never held")
+    (sound,) = work.conn.execute("PRAGMA quick_check(1)").fetchone()
+    if sound != "ok":
+        raise Damaged(f"it is not sound ({sound.splitlines()[-1]})")
 
 
 def _take_aside(
@@ -149,6 +163,8 @@ def _take_aside(
             size += len(span.bytes) + 1
             if len(spans) >= limits.max_records or alone:
                 break
+    if damaged:
+        _check_the_rest(work, [row[3:5] for row in damaged])
     for row in damaged:
         _bury_damaged_aside(work, state.lane, row)
     return (Batch.of(state.lane, spans) if spans else None), min(waits, default=None)

@@ -156,7 +156,7 @@ def gap_in(conn: sqlite3.Connection) -> str | None:
     """What an open buffer lacks of the rows it counts; None where all are there. Reads the whole file."""
     (sound,) = conn.execute("PRAGMA quick_check(1)").fetchone()
     if sound != "ok":
-        return f"it is not sound ({sound})"
+        return f"it is not sound ({sound.splitlines()[-1]})"
     held: Counter[int] = Counter()
     for chunk, n, bits in conn.execute("SELECT id, n, bits FROM chunks LEFT JOIN gone ON chunk = id"):
         held[chunk >> SEQ_BITS] += n - int.from_bytes(bits or b"", "little").bit_count()
@@ -202,12 +202,17 @@ def read(buffer: Path) -> Facts | None:
 def _best(mark: Path) -> tuple[int, int, Facts | None]:
     """The latest generation, the slot it stands in and its facts."""
     try:
-        slots = mark.read_bytes()
+        content = mark.read_bytes()
     except OSError:
         return 0, 0, None
-    found = [(i, _decode(slots[i * SLOT_BYTES : (i + 1) * SLOT_BYTES])) for i in range(SLOTS)]
+    slots = [content[i * SLOT_BYTES : (i + 1) * SLOT_BYTES] for i in range(SLOTS)]
+    found = [(i, _decode(slot)) for i, slot in enumerate(slots)]
     whole = [(one[0], i, one[1]) for i, one in found if one is not None]
-    return max(whole, key=lambda one: one[0], default=(0, 0, None))
+    generation, at, facts = max(whole, key=lambda one: one[0], default=(0, 0, None))
+    if facts is not None and any(one is None and any(slots[i]) for i, one in found):
+        # torn by a kill, or damaged: it may have been the latest, and this one is not current then
+        facts = msgspec.structs.replace(facts, clean=False, boot="")
+    return generation, at, facts
 
 
 def _encode(generation: int, facts: Facts) -> bytes:

@@ -223,6 +223,15 @@ async def test_a_row_that_cannot_be_read_becomes_a_dead_letter_and_the_others_fl
     await buffer.close()
 
 
+async def test_a_sqlite_that_is_too_old_is_refused_before_anything_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(BufferUnusable, match=r"3\.35\.0 is needed"):
+        await Buffer.open(tmp_path / "new" / "t.db")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_snapshot_that_goes_stale_is_real(tmp_path: Path) -> None:
     """What a plain BEGIN would risk: no waiting helps, the write fails at once."""
     path = tmp_path / "t.db"
