@@ -16,7 +16,7 @@ from collector.buffer import Buffer, BufferUnusable
 from collector.image import Image
 from collector.reserve import Reserve
 from collector.search import Query, forget
-from collector.watermark import ROWS_MAX, Watermark
+from collector.watermark import GONE_MAX, ROWS_MAX, Watermark
 from collector.work import PAGE
 from tests.collector.buffers import ANYTIME, EMAIL, LIMITS, adds_up, parcel, record
 from tests.collector.test_cli_run import AWAY, Sidecar, tillpost
@@ -271,6 +271,31 @@ async def test_what_left_before_its_elders_is_not_sent_again_when_the_log_is_gon
         assert await held(buffer) == [record(salt) for salt in ("a0", "a1", "c0", "c1")]
         ledger = buffer.ledger()
         assert (ledger["accepted"], ledger["delivered"], ledger["lost_at_most"]) == (6, 6, 0)
+    finally:
+        await buffer.close()
+
+
+async def test_more_gaps_than_the_mark_has_room_to_name_make_a_range(path: Path) -> None:
+    """What was delivered since hides what is lost: the upper bound allows for it."""
+    chunks = GONE_MAX + 8
+    buffer = await Buffer.open(path.with_name("origin.db"))
+    for i in range(chunks):
+        await buffer.append([parcel([record(f"a{i}"), record(f"b{i}")])])
+    await buffer.close()
+    buffer = await Buffer.open(buffer.path)
+    batch = await buffer.take(EMAIL, LIMITS, ANYTIME)
+    assert isinstance(batch, Batch)
+    await buffer.settle([(batch.pick(range(1, 2 * chunks, 2)), Delivered())])
+    await buffer.append([parcel([record(f"late{i}") for i in range(5)])])
+    for file in (buffer.path, mark(buffer.path)):
+        path.with_name(file.name.replace("origin", "t")).write_bytes(file.read_bytes())
+    await buffer.close()
+    buffer = await Buffer.open(path)
+    try:
+        ledger = buffer.ledger()
+        assert ledger["lost"] <= 5 <= ledger["lost_at_most"] <= 2 * chunks + 5
+        assert adds_up(ledger)
+        assert len(await held(buffer)) == 2 * chunks, "nothing that is there is dropped"
     finally:
         await buffer.close()
 
