@@ -623,8 +623,7 @@ class Buffer:
         try:
             if identity(self.path) != self._footing[0]:
                 raise Moved("another file has its name")
-            await self._connect(damage)
-            await self._hop(_prove_writable)
+            await self._connect(damage)  # which commits: SQLite opens what it may not write, too, and says so only then
         except (sqlite3.Error, OSError, BufferUnusable, Moved) as error:
             self.moved = isinstance(error, Moved)
             self.failed = f"it cannot be opened again: {error}"
@@ -646,13 +645,6 @@ class Buffer:
             self._failures = []
             await self._reopen()
         return self.failed is None
-
-
-def _prove_writable(conn: sqlite3.Connection) -> None:
-    """Commit something: SQLite opens what it may not write, too, and says so only then."""
-    conn.execute("BEGIN IMMEDIATE")
-    conn.execute("UPDATE ledger SET n = n WHERE name = 'lost'")
-    conn.execute("COMMIT")
 
 
 def _run_unit(work: Work, unit: _Unit) -> None:
