@@ -261,7 +261,7 @@ class Buffer:
         watermark.touch(conn)
         try:
             self._load(conn)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise Damaged(f"its rows are not readable ({error})") from error
         self._reserve.after_open(conn)
         self._footing = footing(self.path)
@@ -274,7 +274,7 @@ class Buffer:
         schema.migrate(conn)
         try:
             facts = watermark.facts_in(conn)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise Damaged(f"its counts are not readable ({error})") from error
         wrong = watermark.compare(facts, mark)
         if wrong is None and without_log:

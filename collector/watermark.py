@@ -31,7 +31,7 @@ import msgspec
 from collector.files import beside, close_in_child, keep_in_child
 from collector.kinds import KINDS
 from collector.logs import logger
-from collector.work import SEQ_BITS, LaneState, Work
+from collector.work import LANE_BITS, SEQ_BITS, LaneState, Work
 
 log = logger("buffer")
 
@@ -111,7 +111,11 @@ class Facts(msgspec.Struct, kw_only=True):
             return "its ledger does not add up"
         if counts["pending"] != sum(lane.pending for lane in self.lanes) + self.salvaging:
             return "its lanes and its ledger disagree"
-        if any(lane.kind not in KINDS or lane.priority not in ("live", "bulk") for lane in self.lanes):
+        if any(
+            lane.kind not in KINDS or lane.priority not in ("live", "bulk")
+            or not (0 < lane.id < 1 << LANE_BITS and 0 <= lane.last_seq < 1 << SEQ_BITS)
+            for lane in self.lanes
+        ):  # fmt: skip
             return "a lane is none of ours"
         if any(
             not 0 <= lane.aside <= lane.pending or (lane.head <= lane.last_seq) != (lane.pending > lane.aside)

@@ -17,6 +17,7 @@ from collector.crashpoints import reach
 from collector.kinds import KINDS, Lane, Run
 
 PAGE: Final = 4096
+LANE_BITS: Final = 22
 SEQ_BITS: Final = 40
 """A chunk's id is its lane's id and its number within the lane: ``lane << 40 | seq``."""
 

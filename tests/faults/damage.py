@@ -256,6 +256,7 @@ async def judge(base: Base, files: Files, folder: Path, mark: Mark) -> Outcome:
     try:
         outcome.start_s = time.monotonic() - began
         assert outcome.start_s < START_S
+        seen_at_once = buffer.damage is not None
         taken, dead, unreadable = await _everything(buffer)
         ledger = buffer.ledger()
         if buffer.damage is not None:
@@ -264,6 +265,11 @@ async def judge(base: Base, files: Files, folder: Path, mark: Mark) -> Outcome:
         await buffer.close()
     buffer = await Buffer.open(path, max_size=MAX_SIZE)
     try:
+        if buffer.damage is not None and not outcome.quarantined:  # damage that showed to nobody so far
+            outcome.quarantined, outcome.salvaged = True, buffer.damage.salvaged
+            more, dead, unreadable = await _everything(buffer)
+            taken |= more
+            ledger = buffer.ledger()
         assert buffer.ledger() == ledger, "it does not hold what it held"
     finally:
         await buffer.close()
@@ -278,7 +284,7 @@ async def judge(base: Base, files: Files, folder: Path, mark: Mark) -> Outcome:
     outcome.lost, outcome.exact = ledger["lost"], ledger["lost"] == ledger["lost_at_most"]
     outcome.gone, outcome.again = max(0, least), len(taken & base.settled)
     # what a log lost of the last second before a power cut nothing can tell, unless there is more damage to be seen
-    outcome.judged = mark == "current" or (mark != "gone" and outcome.quarantined)
+    outcome.judged = mark == "current" or (mark != "gone" and seen_at_once)
     if outcome.judged:
         truth = f"{least} to {most} are gone, {outcome.again} were sent again"
         assert ledger["lost"] <= most, (ledger, truth)

@@ -290,6 +290,40 @@ async def test_behind_a_damaged_record_the_rest_is_looked_at_before_anything_is_
         await buffer.close()
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        "UPDATE chunks SET id = id + (1 << 30) WHERE id = (SELECT max(id) FROM chunks)",
+        "UPDATE chunks SET id = 9223372036854775807 - id WHERE id = (SELECT min(id) FROM chunks)",
+        "UPDATE dead SET id = id + (1 << 30)",
+        "UPDATE lanes SET id = 1 << 60",
+    ],
+)
+async def test_a_damaged_number_of_a_row_makes_no_record_of_two(path: Path, number: str) -> None:
+    """No checksum covers the number. What is found under another one is not new, and the one it had is not lost."""
+    buffer = await Buffer.open(path)
+    for salt in ("dead", "a", "b", "c"):
+        await buffer.append([parcel([record(salt)])])
+    batch = await buffer.take(EMAIL, Limits(1, 1000), ANYTIME)
+    assert isinstance(batch, Batch)
+    await buffer.settle([(batch, Dead("no"))])
+    await buffer.close()
+    with sqlite3.connect(path) as conn:
+        assert conn.execute(number).rowcount == 1
+    conn.close()
+    buffer = await Buffer.open(path)
+    try:
+        assert buffer.damage is not None
+        found = await held_in_the_end(buffer)
+        ledger = buffer.ledger()
+        beyond = "9223372036854775807" in number  # such a number no row of ours can have
+        assert found == {record(salt) for salt in ("a", "b", "c") if not (beyond and salt == "a")}
+        assert (ledger["accepted"], ledger["dead"], ledger["lost"], ledger["lost_at_most"]) == (4, 1, beyond, beyond)
+        assert adds_up(ledger)
+    finally:
+        await buffer.close()
+
+
 @pytest.mark.parametrize("spoil", ["NULL", "CAST(body AS TEXT)"])
 async def test_a_row_without_bytes_where_bytes_belong_stalls_no_lane(
     path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
