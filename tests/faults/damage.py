@@ -19,6 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -53,8 +54,9 @@ class Base:
     """Under way when the process was killed."""
 
 
+@cache
 def made_base(seed: int, rounds: int, *, killed: bool) -> Base:
-    """The buffer of a process that worked on it; killed in the middle, or closed well."""
+    """The buffer of a process that worked on it; killed in the middle, or closed well. Made once; change copies."""
     base = Base(f"{'killed' if killed else 'closed'}-{seed}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "t.db")

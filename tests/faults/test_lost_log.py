@@ -27,10 +27,10 @@ from tests.faults.test_process import ask, status
 from tests.faults.test_sqlite import shell_inside
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def base() -> Base:
     """What a process leaves behind that was killed while it worked."""
-    return made_base(4, 25, killed=True)
+    return made_base(2, 30, killed=True)
 
 
 @pytest.fixture
