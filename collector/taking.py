@@ -60,6 +60,9 @@ def take(
             _bury_damaged(work, lane, row)
         work.settle(done.fates)
         if done.batch is not None:
+            first = done.batch.spans[0].chunk.id
+            if work.conn.execute("SELECT 1 FROM chunks WHERE id = ?", (first,)).fetchone() is None:
+                raise Damaged("a row cannot be found where it was read")  # nor deleted: it would be sent for ever
             return done.batch
         if not done.fates:
             break
@@ -83,15 +86,24 @@ def _chunks(work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk
         "LEFT JOIN gone g ON g.chunk = c.id WHERE c.id >= ? AND c.id < ? ORDER BY c.id",
         (state.id << SEQ_BITS, (state.id + 1) << SEQ_BITS),
     )
+    last, end, seen = (state.id << SEQ_BITS) - 1, (state.id + 1) << SEQ_BITS, 0
     with closing(rows):
         for *row, n in rows:
+            if not last < row[0] < end:  # SQLite trusts the order of its pages: another lane's would come along
+                raise Damaged("its rows are out of order")
+            if not (isinstance(n, int) and isinstance(row[6] or b"", bytes)):
+                raise Damaged("a row holds what it never held")
+            last = row[0]
+            seen += n - int.from_bytes(row[6] or b"", "little").bit_count()
             chunk = Chunk.load(tuple(row), state.lane)
             if chunk is None:
                 damaged.append(tuple(row))
-            elif len(chunk) != n or not isinstance(chunk.gone, bytes):
+            elif len(chunk) != n:
                 raise Damaged("a chunk holds another number of records than it says")
             else:
                 yield chunk
+        if seen != state.pending - state.aside:
+            raise Damaged("a lane counts records that are not in it")
 
 
 def _bury_damaged(work: Work, lane: Lane, row: Row) -> None:

@@ -8,6 +8,7 @@ import gc
 import random
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
@@ -16,9 +17,10 @@ import pytest
 from collector import schema, watermark
 from collector.batcher import Batch, Dead, Delivered, Limits
 from collector.buffer import Buffer, BufferUnusable, Unknown
-from collector.image import _shapes
+from collector.image import Image, _shapes
+from collector.kinds import Lane
 from collector.work import PAGE, Work
-from tests.collector.buffers import ANYTIME, EMAIL, LIMITS, adds_up, parcel, record
+from tests.collector.buffers import ANYTIME, EMAIL, LIMITS, UUID, adds_up, parcel, record
 from tests.faults.damage import made_base, trials
 
 TRIALS = 40
@@ -279,6 +281,43 @@ async def test_behind_a_damaged_record_the_rest_is_looked_at_before_anything_is_
         ledger = buffer.ledger()
         assert (ledger["lost"], ledger["lost_at_most"], ledger["dead"]) == (10, 10, 0)
         assert adds_up(ledger)
+    finally:
+        await buffer.close()
+
+
+@pytest.mark.parametrize("places", [(1, -2), (2, 3), (1, 4), (-3, -2)])
+async def test_leaves_that_changed_places_mix_no_lanes_and_send_nothing_for_ever(
+    path: Path, places: tuple[int, int]
+) -> None:
+    """SQLite trusts the order of its pages: a scan strays into another lane, and what it reads it cannot delete."""
+    buffer = await Buffer.open(path)
+    records = {lane: [record(f"{lane.identifier}-{i}") for i in range(60)] for lane in (EMAIL, UUID)}
+    for lane, some in records.items():
+        for one in some:
+            await buffer.append([parcel([one], lane)])
+    await buffer.close()
+    data = bytearray(path.read_bytes())
+    with closing(Image(path, None)) as image:
+        leaves = sorted({page for page, _, _ in image.rows(range(1, image.pages + 1), {"chunks"})})
+    one, other = (slice((leaves[i] - 1) * PAGE, leaves[i] * PAGE) for i in places)
+    data[one], data[other] = data[other], data[one]
+    path.write_bytes(data)
+    buffer = await Buffer.open(path)
+    try:
+        taken: dict[Lane, list[bytes]] = {EMAIL: [], UUID: []}
+        for _ in range(4):
+            for lane, found in taken.items():
+                with suppress(Unknown):
+                    batch = await buffer.take(lane, LIMITS, ANYTIME)
+                    if isinstance(batch, Batch):
+                        found += [batch.record(i) for i in range(batch.count)]
+                        await buffer.settle([(batch, Delivered())])
+            if buffer._salvager is not None:
+                await asyncio.wait((buffer._salvager,), timeout=10)
+        for lane, found in taken.items():
+            assert sorted(found) == sorted(records[lane]), (len(found), buffer.ledger(), buffer.damage, buffer.failed)
+        assert buffer.ledger()["pending"] == buffer.ledger()["lost_at_most"] == 0
+        assert adds_up(buffer.ledger())
     finally:
         await buffer.close()
 
