@@ -356,7 +356,7 @@ async def test_a_damaged_number_of_a_row_makes_no_record_of_two(path: Path, numb
         await buffer.close()
 
 
-@pytest.mark.parametrize("spoil", ["NULL", "CAST(body AS TEXT)"])
+@pytest.mark.parametrize("spoil", ["NULL", "CAST(body AS TEXT)", "CAST(x'7bff' AS TEXT)"])
 async def test_a_row_without_bytes_where_bytes_belong_stalls_no_lane(
     path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
 ) -> None:
