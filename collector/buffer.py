@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import aiosqlite
+import msgspec
 
 from collector import schema, watermark
 from collector.admission import EVERYTHING, Admission, Full, Policy, Sizes
 from collector.batcher import Delivered, Fate, Gate, Limits, Wait
 from collector.chunks import Batch, salts_in
 from collector.crashpoints import reach
-from collector.database import Synchronous, connect, hop, prepare
+from collector.database import Synchronous, connect, hop, prepare, require_sqlite
 from collector.files import BufferInUse, BufferUnusable, FileLock, Moved, create_private, footing, identity, sync_folder
 from collector.kinds import Lane, Parcel
 from collector.logs import logger
@@ -167,6 +168,7 @@ class Buffer:
         read or is not ours. `synchronous` is for the controls of tests and benchmarks.
         """
         path = Path(path).absolute()  # noqa: ASYNC240 - touches no disk beyond the working folder's name
+        require_sqlite(path)
         sizes = Sizes(max_size)
         reserve = Reserve(path, sizes)
         clock = clock or SystemClock()
@@ -258,7 +260,10 @@ class Buffer:
         introduce(conn)
         # what a killed process had written is in the page cache perhaps: on the disk before anybody counts on it
         watermark.touch(conn)
-        self._load(conn)
+        try:
+            self._load(conn)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise Damaged(f"its rows are not readable ({error})") from error
         self._reserve.after_open(conn)
         self._footing = footing(self.path)
         self._mark.start(watermark.facts_in(conn))
@@ -270,7 +275,7 @@ class Buffer:
         schema.migrate(conn)
         try:
             facts = watermark.facts_in(conn)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise Damaged(f"its counts are not readable ({error})") from error
         wrong = watermark.compare(facts, mark)
         if wrong is None and without_log:
@@ -306,7 +311,7 @@ class Buffer:
             lane = Lane(kind, identifier, priority)
             self._lanes[lane] = LaneState(lane, lane_id, *numbers)
         row = conn.execute("SELECT value FROM meta WHERE name = 'dead_bytes'").fetchone()
-        self._dead_bytes = row[0] if row else 0
+        self._dead_bytes = msgspec.convert(row[0] if row else 0, int)
         self._dead_salts = set()
         for (body,) in conn.execute("SELECT body FROM dead WHERE NOT superseded"):
             self._dead_salts.update(map(hash, salts_in(body)))
@@ -614,8 +619,7 @@ class Buffer:
         try:
             if identity(self.path) != self._footing[0]:
                 raise Moved("another file has its name")
-            await self._connect(damage)
-            await self._hop(_prove_writable)
+            await self._connect(damage)  # which commits: SQLite opens what it may not write, too, and says so only then
             # after a failed sync the log's pages count as written, and no later sync brings them to the disk:
             # write them once more, into the database
             await self._hop(self._reserve.relieve)
@@ -640,13 +644,6 @@ class Buffer:
             self._failures = []
             await self._reopen()
         return self.failed is None
-
-
-def _prove_writable(conn: sqlite3.Connection) -> None:
-    """Commit something: SQLite opens what it may not write, too, and says so only then."""
-    conn.execute("BEGIN IMMEDIATE")
-    conn.execute("UPDATE ledger SET n = n WHERE name = 'lost'")
-    conn.execute("COMMIT")
 
 
 def _run_unit(work: Work, unit: _Unit) -> None:

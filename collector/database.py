@@ -15,6 +15,9 @@ from collector.work import PAGE
 
 Synchronous = Literal["FULL", "NORMAL", "OFF"]
 
+OLDEST = (3, 35, 0)
+"""The first SQLite that knows RETURNING. One of the releases that can lose commits to a second connection is no
+danger here: there is none."""
 _INCREMENTAL = 2
 BUSY_TIMEOUT_MS = 5000
 """How long a start waits for a shell or a backup tool that was there first; once we are in, nobody else is."""
@@ -31,6 +34,15 @@ class _Connection(sqlite3.Connection):
         if callable(sql):
             return sql(self)
         return super().execute(sql, parameters)
+
+
+def require_sqlite(path: Path) -> None:
+    """Raises BufferUnusable where the SQLite that Python was built with is too old, before anything is touched."""
+    if sqlite3.sqlite_version_info < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise BufferUnusable(
+            path, f"this Python has SQLite {sqlite3.sqlite_version}, {oldest} is needed. Use a Python with a newer one."
+        )
 
 
 async def connect(path: Path) -> aiosqlite.Connection:

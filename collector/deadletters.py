@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from collector.buffer import Buffer
-from collector.chunks import Chunk, crc_of
+from collector.chunks import Chunk, is_sound
 from collector.corrections import Corrections, load_corrections
 from collector.crashpoints import reach
 from collector.kinds import Run
@@ -79,7 +79,7 @@ async def retry(buffer: Buffer, ids: Sequence[int] | None, *, force: bool = Fals
 
     def revive(work: Work, row: tuple[Any, ...]) -> bool:
         letter_id, lane_id, superseded, accepted_ms, crc, runs, body = row
-        if (superseded and not force) or crc_of(runs, b"", body) != crc:
+        if (superseded and not force) or not is_sound(crc, runs, b"", body):
             return False
         work.insert_chunk(work.lane_by_id(lane_id).lane, [body], _RUNS.decode(runs), accepted_ms)
         reach("reviving")

@@ -29,6 +29,8 @@ _MAP_SPAN: Final = PAGE // 5 + 1
 """A pointer-map page and the pages it describes."""
 _FREE_PAGES: Final = (2, 3, 4)
 """Free, and the two sorts of overflow page: no rows of their own."""
+ROWID_MAX: Final = 1 << 62
+"""What is above is damage: ids begin at 1, and a chunk's has room for so many lanes."""
 _PAYLOAD_MAX: Final = 32 * 1024 * 1024
 _DAMAGED: Final = (IndexError, ValueError, struct.error, UnicodeDecodeError)
 
@@ -113,6 +115,8 @@ class Image:
         rowid: int | None = None
         if kind == 0x0D:
             rowid, at = _varint(page, at)
+            if not 0 < rowid < ROWID_MAX:
+                raise ValueError("no row of ours has such a number")
         local, spilled = _local(size, kind)
         head, types, start = _types(page, at)
         if start - at != head or head > local:

@@ -95,6 +95,8 @@ def damage_in(error: BaseException, path: Path, *, opening: bool) -> str | None:
     if not isinstance(error, sqlite3.DatabaseError) or isinstance(error, sqlite3.ProgrammingError):
         return None
     code = getattr(error, "sqlite_errorcode", None)
+    if code is None and "decode to UTF-8" in str(error):  # Python's module says it, not SQLite
+        code = sqlite3.SQLITE_CORRUPT
     damage: set[int | None] = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
     if opening:  # a table that is missing, a text that is none
         damage |= {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH, None}

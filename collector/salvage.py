@@ -23,7 +23,7 @@ import msgspec
 from collector.admission import EVERYTHING, Sizes
 from collector.chunks import Chunk, crc_of, encode_runs, salts_in
 from collector.crashpoints import reach
-from collector.image import Image
+from collector.image import ROWID_MAX, Image
 from collector.logs import logger
 from collector.quarantine import Quarantine, own_salts
 from collector.watermark import Facts, introduce, is_current, read
@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 GAP: Final = 1 << 20
 """New ids begin so far above the old ones: nothing carried over can meet them."""
+COMMIT_MAX: Final = 1024
+"""Hardly more rows come with one commit."""
 SMALL_PAGES: Final = 1024
 """The tables that are read before the fresh buffer starts begin on the first few pages, and hardly grow."""
 RETRY_S: Final = 5.0
@@ -151,7 +153,9 @@ class Salvage:
                 self._reference = mark
         self._ceilings = (mark.accepted_max, mark.settled_max) if mark is not None and not self._exact else (0, 0)
         self._lanes = {lane.id: lane for facts in (own, mark, self._reference) if facts for lane in facts.lanes}
-        self._gone: dict[int, int] = {}
+        # what has left a chunk has left it for good: what the mark says of that holds for a later state too
+        said = mark.gone if mark is not None and (own is None or own.instance == mark.instance) else None
+        self._gone = {chunk: int.from_bytes(bits, "little") for chunk, bits in (said or {}).items()}
 
     def _facts_in_image(self) -> Facts | None:
         """The file's own account, where it can be read and adds up."""
@@ -200,7 +204,10 @@ class Salvage:
                     "INSERT OR IGNORE INTO lanes (id, kind, identifier, priority, last_seq) VALUES (?, ?, ?, ?, ?)",
                     (lane.id, lane.kind, lane.identifier, lane.priority, lane.last_seq + GAP),
                 )
-            sequences = [row for table, row in self._small if table == "sqlite_sequence"]
+            sequences = [
+                row for table, row in self._small
+                if table == "sqlite_sequence" and isinstance(row[1], int) and row[1] < ROWID_MAX
+            ]  # fmt: skip
             if known is not None:
                 sequences += [("aside", known.last_aside), ("dead", known.last_dead)]
             for name in ("aside", "dead"):
@@ -214,10 +221,11 @@ class Salvage:
             if known is not None and self._from_mark:
                 # named one by one, as far as the mark had room
                 progress.missing = [crc for _, crc in (*known.aside, *known.dead)]
-                progress.unlisted = {
+                unlisted = {
                     "aside": sum(lane.aside for lane in known.lanes) - len(known.aside),
                     "dead": known.ledger["dead"] + known.ledger["superseded"] - len(known.dead),
                 }
+                progress.unlisted = {table: n for table, n in unlisted.items() if n}
             _write(conn, "salvage", progress)
             _write(conn, "damage", Damage(now_ms, self._what))
             introduce(conn)
@@ -260,7 +268,7 @@ class Salvage:
             tables = {"chunks"} if sweep == "chunks" else {"gone", "aside", "dead"}
             for page, table, row in self._image.rows(pages, tables):
                 if table == "gone":
-                    self._gone[row[0]] = int.from_bytes(row[1], "little")
+                    self._gone[row[0]] = self._gone.get(row[0], 0) | int.from_bytes(row[1], "little")
                     continue
                 if _order((sweep, page)) <= done:
                     continue
@@ -324,14 +332,21 @@ class Salvage:
         if known is None or not self._from_mark:
             return "kept" if known is not None else "new"
         listed, last = (known.aside, known.last_aside) if table == "aside" else (known.dead, known.last_dead)
-        if row_id > last:
-            return "new"
         if any(row_id == one for one, _ in listed):
             return "kept"
-        if progress.unlisted.get(table, 0) > 0 and (not listed or row_id < listed[-1][0]):
+        if row_id > last:
+            return self._beyond(row_id - last)
+        if table in progress.unlisted and (not listed or row_id < listed[-1][0]):
+            # one of those there was no room for in the mark; or settled since the file was in this state
             progress.unlisted[table] -= 1
+            progress.unsure += 1
             return "kept"
         return "settled"
+
+    def _beyond(self, by: int) -> Literal["kept", "new"]:
+        """What a row is whose number is so much higher than the reference knows."""
+        # the commit of which nobody was told when the process ended: else nothing can be new, and the number is damaged
+        return "kept" if self._exact and by > COMMIT_MAX else "new"
 
     def _restore_chunk(self, work: Work, progress: Progress, row: tuple[Any, ...]) -> None:
         chunk_id, _, accepted_ms, crc, runs, ends, body = row
@@ -362,16 +377,20 @@ class Salvage:
             progress.discover(work, len(kept))
         else:
             progress.claim(work, stay.bit_count())
+            if self._from_mark and self._reference is not None and self._reference.gone is None:
+                progress.unsure += len(kept)  # more chunks were partly settled than the mark has room for
 
     def _left(self, chunk: Chunk) -> tuple[int, bool]:
         """Which records had left the chunk, as bits, and whether the reference does not know the chunk at all."""
         known, gone = self._reference, self._gone.get(chunk.id, 0)
         lane = next((one for one in known.lanes if one.id == chunk.id >> SEQ_BITS), None) if known else None
-        if known is None or lane is None or chunk.id & _SEQ_MASK > lane.last_seq:
+        if known is None or lane is None:
             return gone, True
+        if (by := (chunk.id & _SEQ_MASK) - lane.last_seq) > 0:
+            return gone, self._beyond(by) == "new"
         if chunk.id & _SEQ_MASK < lane.head:
             return (1 << len(chunk)) - 1, False
-        return gone | int.from_bytes((known.gone or {}).get(chunk.id, b""), "little"), False
+        return gone, False
 
     def _back(self, chunk: Chunk, left: int, progress: Progress) -> list[int]:
         """Records that had left the chunk for a place that is lost: aside, or among the dead letters."""

@@ -1,7 +1,7 @@
 """What leaves the buffer next: reads chunks lane by lane, verifies them, asks the batcher."""
 
 from array import array
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any, Final
 
@@ -67,10 +67,15 @@ def take(
         # closed before anything is written: an open cursor would pin the WAL
         with closing(_chunks(work, state, damaged)) as chunks:
             done = assemble(lane, chunks, limits, gate, is_busy if state.aside else None, max_aside)
+        if damaged:
+            _check_the_rest(work, [row[3:6] for row in damaged])
         for row in damaged:
             _bury_damaged(work, lane, row)
         work.settle(done.fates)
         if done.batch is not None:
+            first = done.batch.spans[0].chunk.id
+            if work.conn.execute("SELECT 1 FROM chunks WHERE id = ?", (first,)).fetchone() is None:
+                raise Damaged("a row cannot be found where it was read")  # nor deleted: it would be sent for ever
             return done.batch
         if not done.fates:
             break
@@ -94,8 +99,15 @@ def _chunks(work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk
         "LEFT JOIN gone g ON g.chunk = c.id WHERE c.id >= ? AND c.id < ? ORDER BY c.id",
         (state.id << SEQ_BITS, (state.id + 1) << SEQ_BITS),
     )
+    last, end, seen = (state.id << SEQ_BITS) - 1, (state.id + 1) << SEQ_BITS, 0
     with closing(rows):
         for *row, n in rows:
+            if not last < row[0] < end:  # SQLite trusts the order of its pages: another lane's would come along
+                raise Damaged("its rows are out of order")
+            if not (isinstance(n, int) and isinstance(row[6] or b"", bytes)):
+                raise Damaged("a row holds what it never held")
+            last = row[0]
+            seen += n - int.from_bytes(row[6] or b"", "little").bit_count()
             chunk = Chunk.load(tuple(row), state.lane)
             if chunk is None:
                 damaged.append(tuple(row))
@@ -103,6 +115,8 @@ def _chunks(work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk
                 raise Damaged("a chunk holds another number of records than it says")
             else:
                 yield chunk
+        if seen != state.pending - state.aside:
+            raise Damaged("a lane counts records that are not in it")
 
 
 def _bury_damaged(work: Work, lane: Lane, row: Row) -> None:
@@ -119,6 +133,18 @@ def _bury_damaged(work: Work, lane: Lane, row: Row) -> None:
             work.bury(lane, chunk, i, DAMAGED, damaged=True)
         buried += len(left)
     log.error("buffer_damaged", lane=str(lane), records=buried)
+
+
+def _check_the_rest(work: Work, damaged: Sequence[Row]) -> None:
+    """Where bytes of a record are damaged others may be: SQLite would write into pages that hold something else.
+
+    Raises Damaged. Reads the whole file, which only a damaged one costs.
+    """
+    if not all(isinstance(value, bytes) for row in damaged for value in row):
+        raise Damaged("a row holds what it never held")
+    (sound,) = work.conn.execute("PRAGMA quick_check(1)").fetchone()
+    if sound != "ok":
+        raise Damaged(f"it is not sound ({sound.splitlines()[-1]})")
 
 
 def _take_aside(
@@ -156,6 +182,8 @@ def _take_aside(
             size += len(span.bytes) + 1
             if len(spans) >= limits.max_records or alone:
                 break
+    if damaged:
+        _check_the_rest(work, [row[3:5] for row in damaged])
     for row in damaged:
         _bury_damaged_aside(work, state.lane, row)
     return (Batch.of(state.lane, spans) if spans else None), min(waits, default=None)

@@ -31,7 +31,7 @@ import msgspec
 from collector.files import beside, close_in_child, keep_in_child
 from collector.kinds import KINDS
 from collector.logs import logger
-from collector.work import SEQ_BITS, LaneState, Work
+from collector.work import LANE_BITS, SEQ_BITS, LaneState, Work
 
 log = logger("buffer")
 
@@ -111,7 +111,11 @@ class Facts(msgspec.Struct, kw_only=True):
             return "its ledger does not add up"
         if counts["pending"] != sum(lane.pending for lane in self.lanes) + self.salvaging:
             return "its lanes and its ledger disagree"
-        if any(lane.kind not in KINDS or lane.priority not in ("live", "bulk") for lane in self.lanes):
+        if any(
+            lane.kind not in KINDS or lane.priority not in ("live", "bulk")
+            or not (0 < lane.id < 1 << LANE_BITS and 0 <= lane.last_seq < 1 << SEQ_BITS)
+            for lane in self.lanes
+        ):  # fmt: skip
             return "a lane is none of ours"
         if any(
             not 0 <= lane.aside <= lane.pending or (lane.head <= lane.last_seq) != (lane.pending > lane.aside)
@@ -128,7 +132,9 @@ def introduce(conn: sqlite3.Connection) -> None:
 
 def touch(conn: sqlite3.Connection) -> None:
     """Commit, and thereby sync the log and everything in it; a log that was empty gets its header."""
-    conn.execute("UPDATE meta SET value = value WHERE name = 'serial'")
+    # an UPDATE that changes nothing writes nothing: SQLite compares first. The header it writes as it is told
+    (version,) = conn.execute("PRAGMA user_version").fetchone()
+    conn.execute(f"PRAGMA user_version = {version}")
 
 
 def facts_in(conn: sqlite3.Connection) -> Facts:
@@ -156,7 +162,7 @@ def gap_in(conn: sqlite3.Connection) -> str | None:
     """What an open buffer lacks of the rows it counts; None where all are there. Reads the whole file."""
     (sound,) = conn.execute("PRAGMA quick_check(1)").fetchone()
     if sound != "ok":
-        return f"it is not sound ({sound})"
+        return f"it is not sound ({sound.splitlines()[-1]})"
     held: Counter[int] = Counter()
     for chunk, n, bits in conn.execute("SELECT id, n, bits FROM chunks LEFT JOIN gone ON chunk = id"):
         held[chunk >> SEQ_BITS] += n - int.from_bytes(bits or b"", "little").bit_count()
@@ -202,12 +208,17 @@ def read(buffer: Path) -> Facts | None:
 def _best(mark: Path) -> tuple[int, int, Facts | None]:
     """The latest generation, the slot it stands in and its facts."""
     try:
-        slots = mark.read_bytes()
+        content = mark.read_bytes()
     except OSError:
         return 0, 0, None
-    found = [(i, _decode(slots[i * SLOT_BYTES : (i + 1) * SLOT_BYTES])) for i in range(SLOTS)]
+    slots = [content[i * SLOT_BYTES : (i + 1) * SLOT_BYTES] for i in range(SLOTS)]
+    found = [(i, _decode(slot)) for i, slot in enumerate(slots)]
     whole = [(one[0], i, one[1]) for i, one in found if one is not None]
-    return max(whole, key=lambda one: one[0], default=(0, 0, None))
+    generation, at, facts = max(whole, key=lambda one: one[0], default=(0, 0, None))
+    if facts is not None and any(one is None and any(slots[i]) for i, one in found):
+        # torn by a kill, or damaged: it may have been the latest, and this one is not current then
+        facts = msgspec.structs.replace(facts, clean=False, boot="")
+    return generation, at, facts
 
 
 def _encode(generation: int, facts: Facts) -> bytes:

@@ -17,6 +17,7 @@ from collector.crashpoints import reach
 from collector.kinds import KINDS, Lane, Run
 
 PAGE: Final = 4096
+LANE_BITS: Final = 22
 SEQ_BITS: Final = 40
 """A chunk's id is its lane's id and its number within the lane: ``lane << 40 | seq``."""
 
@@ -195,16 +196,17 @@ class Work:
             ) if empty else None
         else:
             self.conn.executemany("DELETE FROM chunks WHERE id = ?", [(chunk_id,) for chunk_id in empty])
-        self.conn.executemany(
-            "DELETE FROM gone WHERE chunk = ?", [(chunk_id,) for chunk_id in empty if rows[chunk_id][1]]
-        )
+        left = {chunk_id: bits for chunk_id, bits in gone.items() if bits.bit_count() < rows[chunk_id][0]}
+        if empty:
+            lane = empty[0] >> SEQ_BITS << SEQ_BITS
+            found = self.conn.execute("SELECT id FROM chunks WHERE id >= ? ORDER BY id LIMIT 1", (lane,)).fetchone()
+            head = min(found[0] if found else 1 << 62, lane + (1 << SEQ_BITS))
+            self.conn.execute("DELETE FROM gone WHERE chunk >= ? AND chunk < ?", (lane, head))
+            # noted until the head has passed it: a damaged file may show it as it was before
+            left |= {chunk_id: gone[chunk_id] for chunk_id in empty if chunk_id > head}
         self.conn.executemany(
             "INSERT OR REPLACE INTO gone (chunk, bits) VALUES (?, ?)",
-            [
-                (chunk_id, bits.to_bytes((rows[chunk_id][0] + 7) // 8, "little"))
-                for chunk_id, bits in gone.items()
-                if bits.bit_count() < rows[chunk_id][0]
-            ],
+            [(chunk_id, bits.to_bytes((rows[chunk_id][0] + 7) // 8, "little")) for chunk_id, bits in left.items()],
         )
 
     def bury(self, lane: Lane, chunk: Chunk, i: int, fate: Dead, *, damaged: bool = False) -> None:

@@ -26,7 +26,8 @@ CREATE TABLE chunks (
     body        BLOB NOT NULL      -- the records' bytes, joined by commas
 );
 
--- Bit i set: record i of the chunk has left it (delivered, dead, aside or discarded).
+-- Bit i set: record i of the chunk has left it (delivered, dead, aside or discarded). A chunk that
+-- has left whole keeps its row until all before it have left, too.
 CREATE TABLE gone (
     chunk INTEGER PRIMARY KEY,
     bits  BLOB NOT NULL

@@ -238,7 +238,11 @@ class BufferMachine(RuleBasedStateMachine):
             return (
                 n,
                 aside,
-                work.conn.execute("SELECT count(*) FROM gone WHERE chunk NOT IN (SELECT id FROM chunks)").fetchone()[0],
+                # what left before its elders is remembered until they have left too
+                work.conn.execute(
+                    "SELECT count(*) FROM gone WHERE chunk NOT IN (SELECT id FROM chunks) "
+                    "AND chunk < ifnull((SELECT min(id) FROM chunks), 1 << 62)"
+                ).fetchone()[0],
             )
 
         in_chunks, aside, orphans = self.run(self.buffer.run(count))
