@@ -114,6 +114,20 @@ class UpstreamClock:
         return self._clock.wall_ms() if known is None else known
 
 
+def server_time_in(answer: Answer) -> tuple[int, int] | None:
+    """The time in an answer to `SERVER_TIME_PATH`, ms since 1970, and its resolution in ms; None: there is none."""
+    body = answer.json() if answer.status == 200 and answer.genuine else None
+    text = body.get("serverTime") if isinstance(body, dict) else None
+    if not isinstance(text, str):
+        return None
+    try:
+        server_ms = parse_ms(text)
+    except ValueError:
+        return None
+    # whole seconds in the API's sample; ".000" may be a server that cuts and then pads
+    return server_ms, 1 if server_ms % 1000 else 1000
+
+
 # -- keeping both in order ----------------------------------------------------------------------
 
 
@@ -308,18 +322,10 @@ class Keeper:
         return None
 
     def _observe_server_time(self, answer: Answer) -> bool:
-        body = answer.json() if answer.status == 200 and answer.genuine else None
-        text = body.get("serverTime") if isinstance(body, dict) else None
-        if not isinstance(text, str):
-            return False
-        try:
-            server_ms = parse_ms(text)
-        except ValueError:
-            return False
-        # whole seconds in the API's sample; ".000" may be a server that cuts and then pads
-        resolution_ms = 1 if server_ms % 1000 else 1000
-        self.upstream.observe(server_ms, resolution_ms, answer.sent_boot_ms, answer.received_boot_ms)
-        return True
+        told = server_time_in(answer)
+        if told is not None:
+            self.upstream.observe(*told, answer.sent_boot_ms, answer.received_boot_ms)
+        return told is not None
 
     def _observe_date(self, answer: Answer) -> bool:
         server_ms = parse_http_date_ms(answer.headers.get("Date"))

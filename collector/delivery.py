@@ -92,8 +92,8 @@ class Http:
         self._timeout = aiohttp.ClientTimeout(
             total=config.timeout or None, connect=config.timeout * _CONNECT_SHARE or None
         )
-        self._tls = _tls_context(config) if self.url.scheme == "https" else None
-        self._proxy, self._proxy_headers = _proxy_for(self.url)
+        self._tls = tls_context(config) if self.url.scheme == "https" else None
+        self._proxy, self._proxy_headers = proxy_for(self.url)
         self._base = str(self.url).rstrip("/")
         self._session: aiohttp.ClientSession | None = None
 
@@ -105,7 +105,7 @@ class Http:
                 timeout=self._timeout,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
-                trust_env=False,  # it would read .netrc too; proxies are found by _proxy_for
+                trust_env=False,  # it would read .netrc too; proxies are found by proxy_for
                 headers={
                     "Accept": "application/json",
                     "Accept-Encoding": "identity",
@@ -153,7 +153,7 @@ class Http:
     def _no_answer(self, error: Exception) -> Later | Paused:
         match error:
             case aiohttp.ClientConnectorCertificateError():
-                return Paused(self._about_certificate(error.certificate_error))
+                return Paused(self.about_certificate(error.certificate_error))
             case aiohttp.ClientConnectorSSLError() if not _broke_off(error):
                 return Paused("TLS: no secure connection could be agreed on; is it https that listens there?")
             case aiohttp.ClientConnectorDNSError():
@@ -173,7 +173,8 @@ class Http:
             case _:
                 return Later("the connection broke off before an answer came", sticks=True)
 
-    def _about_certificate(self, error: BaseException) -> str:
+    def about_certificate(self, error: BaseException) -> str:
+        """What is wrong with the upstream's certificate, in words for whoever can put it right."""
         code = getattr(error, "verify_code", None)
         now = format_ms(self._clock.wall_ms())
         if code == _NOT_YET_VALID:
@@ -252,7 +253,8 @@ def _broke_off(error: aiohttp.ClientConnectorSSLError) -> bool:
     return isinstance(error.__cause__, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
 
 
-def _tls_context(config: UpstreamConfig) -> ssl.SSLContext:
+def tls_context(config: UpstreamConfig) -> ssl.SSLContext:
+    """Whom we trust. Raises ValueError for a ``ca_file`` that cannot be used."""
     try:
         return ssl.create_default_context(cafile=config.ca_file or None)
     except (OSError, ssl.SSLError) as error:
@@ -261,7 +263,7 @@ def _tls_context(config: UpstreamConfig) -> ssl.SSLContext:
         ) from None
 
 
-def _proxy_for(url: URL) -> tuple[URL | None, dict[str, str]]:
+def proxy_for(url: URL) -> tuple[URL | None, dict[str, str]]:
     """The proxy of the usual environment variables, and its headers. Loopback is never proxied."""
     host = url.host or ""
     proxies = urllib.request.getproxies()

@@ -42,6 +42,7 @@ _COMMANDS: Final = {
     "resume": "operate:resume",
     "dead": "dead:dead",
     "forget": "operate:forget",
+    "doctor": "doctor:doctor",
     "config": "show:config",
     "fake-upstream": "develop:fake_upstream",
 }

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import queue
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import click
 
 from collector.config import ConfigError
 from collector.files import BufferUnusable, FileLock
+from collector.place import PASSING, file_system, free_bytes
 from collector.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 _CHECK_S: Final = 1.0
 _SLACK_S: Final = 5.0
 """Beyond the grace, for closing the buffer."""
-_PASSING: Final = frozenset({"tmpfs", "ramfs", "overlay", "aufs", "fuse-overlayfs"})
-"""File systems that end with the machine or the container."""
 
 
 def configuration_options(command: F) -> F:
@@ -81,10 +79,10 @@ def run(
     logs.configure(settings.config.log.level, settings.config.log.format)
     log = logs.logger("run")
     path = Path(settings.config.buffer.path).absolute()
-    if (passing := _file_system(path)) in _PASSING:
+    if (passing := file_system(path)) in PASSING:
         loss = "it is lost with the container or at a restart: name one on a disk with --buffer"
         log.warning("buffer on a passing file system", path=str(path), file_system=passing, consequence=loss)
-    if (free := _free_bytes(path)) < settings.config.buffer.max_size:
+    if (free := free_bytes(path)) < settings.config.buffer.max_size:
         log.warning("buffer may outgrow the disk", max_size=settings.config.buffer.max_size, free=free,
                     consequence="the disk is full before the buffer is: lower buffer.max_size")  # fmt: skip
     with _signals() as signals, started(settings) as collector:
@@ -161,22 +159,3 @@ def _signals() -> Iterator["queue.SimpleQueue[int]"]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _free_bytes(buffer: Path) -> int:
-    """Room for the buffer's files: what is free, and what they hold already."""
-    folder = next(place for place in buffer.parents if place.exists())
-    held = sum(file.stat().st_size for file in folder.glob(f"{buffer.name}*") if file.is_file())
-    return shutil.disk_usage(folder).free + held
-
-
-def _file_system(path: Path) -> str:
-    """The type of the file system the path lies on; empty where /proc does not tell."""
-    found, length = "", -1
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
-            place, _, rest = line.partition(" - ")
-            mount = place.split()[4].replace("\\040", " ")
-            if len(mount) >= length and path.is_relative_to(mount):
-                found, length = rest.split()[0], len(mount)
-    return found
