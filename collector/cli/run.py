@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from collector.cli.completion import keys_known
 from collector.config import ConfigError
 from collector.files import BufferUnusable, FileLock
 from collector.place import PASSING, file_system, free_bytes
@@ -29,7 +30,8 @@ _SLACK_S: Final = 5.0
 def configuration_options(command: F) -> F:
     """The flags that set configuration."""
     for option in (
-        click.option("--set", "assigned", multiple=True, metavar="SECTION.KEY=VALUE", help="Set any key; repeatable."),
+        click.option("--set", "assigned", multiple=True, metavar="SECTION.KEY=VALUE", shell_complete=keys_known,
+                     help="Set any key; repeatable."),
         click.option("--upstream", metavar="URL", help="Where batches go."),
         click.option("--listen", multiple=True, metavar="ADDR", help="127.0.0.1:8787 or unix:/path; repeatable."),
         click.option("--buffer", metavar="PATH", help="The buffer file."),
