@@ -121,10 +121,12 @@ class Parts:
             chance=random.random,
         )  # fmt: skip
         self.http.on_answer = self.keeper.on_answer
+        self.buffer.on_commit = self._committed
         self.buffer.tell_time = self.keeper.upstream.now_ms
         self.credentials = make_credentials(
             config.upstream, self._upstream_secret(), self.http, self.clock, self.keeper.upstream.now_ms,
             retry_after_max_s=config.delivery.retry_after_max,
+            on_login=lambda outcome: self.counters.add("logins", outcome=outcome),
         )  # fmt: skip
         self.upstream = HttpUpstream(self.http, self.credentials)
         self.lanes = Lanes(
@@ -138,6 +140,7 @@ class Parts:
             Operations(self),
             tokens=Tokens(self.settings.secrets.ingest_token),
             admin_token=AdminToken(self.settings.secrets.admin_token),
+            on_ingest=lambda status: self.counters.add("ingest_requests", status=str(status)),
         )
         try:
             await self.keeper.start()
@@ -157,6 +160,10 @@ class Parts:
         self.state = "running"
         ledger = self.buffer.ledger()
         log.info("started", buffer=str(self.buffer.path), pending=ledger["pending"], dead=ledger["dead"])
+
+    def _committed(self, seconds: float) -> None:
+        self.counters.add("commits")
+        self.counters.observe("commit_sync_duration_seconds", seconds)
 
     def _upstream_secret(self) -> Callable[[], str]:
         secrets = self.settings.secrets
@@ -300,7 +307,7 @@ class Parts:
             state="failed" if self.buffer.failed else self.state,
             activity=self.lanes.activity(),
             clock=self.keeper.status() | {"estimated": self.keeper.estimated},
-            upstream={"url": upstream.url, "auth": upstream.auth},
+            upstream={"url": upstream.url, "auth": upstream.auth, "token_age_s": self.credentials.token_age_s},
             listening=self.server.addresses,
         )
 

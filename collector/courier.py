@@ -74,6 +74,7 @@ class Tally(Protocol):
     """Counts for the metrics."""
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None: ...
+    def observe(self, name: str, value: float, **labels: str) -> None: ...
 
 
 @dataclass
@@ -379,14 +380,24 @@ class Courier:
             raise Stopped
         self._patience.doing("sending")
         reach("taken")
+        begun_ms = self._common.clock.boot_ms()
         outcome = await self._common.upstream.deliver(part)
-        if (tally := self._common.tally) is not None:
-            kind = self.lane.kind
-            tally.add("delivery_requests", kind=kind, outcome=type(outcome).__name__.lower())
-            tally.add("delivery_bytes", len(part.body), kind=kind)
-            if self._patience.failures:
-                tally.add("delivery_retries", kind=kind)
+        self._note(part, outcome, (self._common.clock.boot_ms() - begun_ms) / 1000)
         return outcome
+
+    def _note(self, part: Batch, outcome: Outcome, seconds: float) -> None:
+        """Count a request for the metrics."""
+        if (tally := self._common.tally) is None:
+            return
+        kind, size = self.lane.kind, len(part.body)
+        tally.add("delivery_requests", kind=kind, outcome=type(outcome).__name__.lower())
+        tally.add("delivery_bytes", size, kind=kind)
+        tally.observe("delivery_request_duration_seconds", seconds, kind=kind)
+        limits = self._common.sizes.limits(kind, self._common.clock.boot_ms())
+        fill = max(part.count / limits.max_records, size / limits.max_bytes)
+        tally.observe("batch_fill_ratio", min(fill, 1.0), kind=kind)
+        if isinstance(outcome, Later | Paused):
+            tally.add("delivery_retries", kind=kind, reason=_cause(outcome))
 
     async def _delivered(self, piece: _Piece, part: Batch) -> None:
         reach("delivered")
@@ -568,6 +579,8 @@ class Courier:
             return
         await self._settle((part, fate))
         self._log.warning("record.buried", status=fate.status)
+        if self._common.tally is not None:
+            self._common.tally.add("buried_records", part.count, kind=self.lane.kind)
         if self._wave.refused():
             self._pause_for_wave()
 
@@ -635,6 +648,15 @@ class Courier:
 
     def _state(self) -> LaneState:
         return self._common.source.lane(self.lane) or LaneState(self.lane, 0)
+
+
+def _cause(outcome: Later | Paused) -> str:
+    """Why a request is to be repeated, in one of few words: nothing the upstream said."""
+    if outcome.status is not None:
+        return str(outcome.status)
+    if isinstance(outcome, Paused):
+        return "tls" if outcome.reason.startswith("TLS") else "credentials"
+    return "offline" if outcome.offline else "no-answer"
 
 
 class _Label(msgspec.Struct):

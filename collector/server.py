@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import resources
@@ -130,7 +130,10 @@ class Server:
         max_connections: int | None = None,
         head_timeout_s: float = HEAD_S,
         idle_timeout_s: float = IDLE_S,
+        on_ingest: Callable[[int], None] | None = None,
     ) -> None:
+        """`on_ingest` hears the status of every answer to records."""
+        self._on_ingest = on_ingest or (lambda _: None)
         self._config = config
         self._ingest = ingest
         self._core = core
@@ -216,6 +219,11 @@ class Server:
 
         Behind HTTP and the embedded tracker alike.
         """
+        given = await self._received(path, body, headers)
+        self._on_ingest(given[0])
+        return given
+
+    async def _received(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         self.in_progress += 1
         self.last_ingest = time.monotonic()
         try:
@@ -237,10 +245,14 @@ class Server:
             self.last_ingest = time.monotonic()
 
     async def _records(self, request: web.BaseRequest) -> Answer:
-        self._authenticate(request)
-        check_type(request)
         with self._room() as room:
-            body = await read_body(request, self.max_body, self._body_timeout_s, room.take)
+            try:
+                self._authenticate(request)
+                check_type(request)
+                body = await read_body(request, self.max_body, self._body_timeout_s, room.take)
+            except Refused as refused:
+                self._on_ingest(refused.status)
+                raise
             return await self.receive(request.path, body, request.headers)
 
     @contextmanager
