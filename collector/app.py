@@ -30,7 +30,7 @@ from collector.files import BufferInUse, BufferUnusable, beside
 from collector.ingest import Ingest
 from collector.kinds import Lane, Parcel
 from collector.lanes import Lanes
-from collector.logs import logger
+from collector.logs import Repeats, logger
 from collector.operations import BufferOperations
 from collector.server import SHUTDOWN_S, Check, Server
 from collector.settings import Settings, embedded
@@ -59,7 +59,6 @@ twice as many the sidecar ends. Counted, not timed: a process that was stopped f
 LOOK_EVERY_S: Final = 2.0
 """How often the disk is looked at while nothing is committed."""
 EXPIRE_EVERY_S: Final = 3600.0
-TROUBLE_EVERY_S: Final = 60.0
 
 
 class CollectorFailed(Exception):
@@ -73,13 +72,11 @@ class LoopTrouble:
     """
 
     def __init__(self) -> None:
-        self._said: dict[str, float] = {}
+        self._repeats = Repeats()
 
     def __call__(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         message, error = str(context["message"]), context.get("exception")
-        now = time.monotonic()
-        if now - self._said.get(message, -TROUBLE_EVERY_S) >= TROUBLE_EVERY_S:
-            self._said[message] = now
+        if self._repeats.due(message) is not None:
             why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else None
             log.error("loop trouble", what=message, error=type(error).__name__ if error else None, why=why)
 

@@ -109,6 +109,8 @@ class Patience:
 
     def answered(self, said: str | None) -> None:
         """The upstream dealt with our records: there is no outage."""
+        if self.failures >= OUTAGE and self.paused is None:
+            self._log.info("lane.recovered", failures=self.failures)
         self.failures = 0
         self.status.attempts = 0
         self.status.last_error = said

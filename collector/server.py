@@ -31,7 +31,7 @@ from collector.door import HEAD_S, IDLE_S, Door
 from collector.ingest import ROUTES, Ingest
 from collector.kinds import Parcel
 from collector.listeners import Listener, NoRoom, bind, bind_unix, refuse_open_doors
-from collector.logs import logger
+from collector.logs import Repeats, logger
 from collector.operations_api import JSON, PRIVATE, Answer, Handler, Operations, OperationsApi, json_answer
 from collector.refusals import Refused, answer
 from collector.secret import SecretUnavailable
@@ -134,6 +134,7 @@ class Server:
     ) -> None:
         """`on_ingest` hears the status of every answer to records."""
         self._on_ingest = on_ingest or (lambda _: None)
+        self._repeats = Repeats()
         self._config = config
         self._ingest = ingest
         self._core = core
@@ -220,8 +221,14 @@ class Server:
         Behind HTTP and the embedded tracker alike.
         """
         given = await self._received(path, body, headers)
-        self._on_ingest(given[0])
+        self._answered(given[0])
         return given
+
+    def _answered(self, status: int) -> None:
+        """Note an answer to records; of those refused the log says so, not whose they are."""
+        self._on_ingest(status)
+        if status >= 400 and (left_out := self._repeats.due(status)) is not None:
+            _log.warning("ingest.refused", status=status, requests=left_out + 1)
 
     async def _received(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         self.in_progress += 1
@@ -251,7 +258,7 @@ class Server:
                 check_type(request)
                 body = await read_body(request, self.max_body, self._body_timeout_s, room.take)
             except Refused as refused:
-                self._on_ingest(refused.status)
+                self._answered(refused.status)
                 raise
             return await self.receive(request.path, body, request.headers)
 
