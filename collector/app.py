@@ -13,7 +13,9 @@ import os
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +58,8 @@ FAILED_FOR_S: Final = 600.0
 STUCK_ROUNDS: Final = 2
 """Looks, REVIVE_EVERY_S apart, that may find the disk busy with the same transaction: then it is not alive, and after
 twice as many the sidecar ends. Counted, not timed: a process that was stopped for hours is not stuck."""
+DISK: Final = "disk"
+WRITER: Final = "writer"
 LOOK_EVERY_S: Final = 2.0
 """How often the disk is looked at while nothing is committed."""
 EXPIRE_EVERY_S: Final = 3600.0
@@ -94,8 +98,15 @@ class Parts:
         self.failure: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
-        self._stuck = 0
-        self._under_way: int | None = None
+        self._mend_due = asyncio.Event()
+        self._looks = 0
+        self._looking = False
+        self._pulses: dict[str, Hashable] = {}
+        """What was under way, or overdue, when last looked at: the same at the next look means that nothing moved."""
+        self.looked = 0
+        """How often it was looked."""
+        self._rounds: Counter[str] = Counter()
+        """For how many looks in a row each of them has not moved."""
 
     # -- opening and closing ------------------------------------------------------------------
 
@@ -153,6 +164,7 @@ class Parts:
         self._begin(self.keeper.run(self._stop), "clock")
         await self.lanes.start()
         self._begin(self._watch(), "watch")
+        self._begin(self._mend(), "mend")
         self._begin(self._look(), "look")
         self.state = "running"
         ledger = self.buffer.ledger()
@@ -220,12 +232,19 @@ class Parts:
             await asyncio.sleep(min(0.05 if self.server.in_progress else QUIET_S - idle, deadline - now))
 
     async def _watch(self) -> None:
+        """Look for what hangs. Waits for nothing that could hang itself."""
+        while not await self.timer.wait(self._stop, REVIVE_EVERY_S):
+            self._look_for_stuck()
+            self._mend_due.set()
+
+    async def _mend(self) -> None:
         """Revive a failed buffer, or give up on it; discard dead letters that are past `dead.keep`."""
         failed_since: float | None = None
         expired = -EXPIRE_EVERY_S
-        while not await self.timer.wait(self._stop, REVIVE_EVERY_S):
+        while True:
+            await self._mend_due.wait()
+            self._mend_due.clear()
             now = self.clock.boot_ms() / 1000
-            self._look_for_stuck()
             if self.buffer.failed is None:
                 failed_since = None
             else:
@@ -243,7 +262,10 @@ class Parts:
         """Notice files that are taken away, and let the lanes go on as soon as a full disk has room again."""
         while not await self.timer.wait(self._stop, LOOK_EVERY_S):
             was_tight = self.buffer.is_tight
+            self._looks += 1
+            self._looking = True
             await self.buffer.look()
+            self._looking = False
             if self.buffer.moved and self.failure is None:
                 self.failure = BufferUnusable(self.buffer.path, f"{self.buffer.failed}. Put them back, or start anew.")
                 self.state = "failed"
@@ -261,13 +283,33 @@ class Parts:
         return True
 
     def _look_for_stuck(self) -> None:
-        """A disk that hangs, or a connection whose thread is gone, ends no transaction and raises nothing."""
-        seen, self._under_way = self._under_way, self.buffer.under_way
-        self._stuck = self._stuck + 1 if seen is not None and seen == self._under_way else 0
-        if self._stuck >= 2 * STUCK_ROUNDS and self.failure is None:
+        """What hangs ends no transaction, carries no batch and raises nothing: a disk, a thread that is gone, a task
+        that waits for what never comes."""
+        now: dict[str, Hashable] = {str(lane): pulse for lane, pulse in self.lanes.pulses().items()}
+        if self.buffer.under_way is not None:
+            now[DISK] = self.buffer.under_way
+        if self._looking:
+            now[WRITER] = self._looks
+        self._rounds = Counter(
+            {name: self._rounds[name] + 1 for name, pulse in now.items() if self._pulses.get(name) == pulse}
+        )
+        self._pulses = now
+        self.looked += 1
+        ended = [name for name, rounds in self._rounds.items() if rounds >= 2 * STUCK_ROUNDS]
+        if not ended or self.failure is not None:
+            return
+        self.state = "failed"
+        if DISK in ended or WRITER in ended:
             log.critical("buffer stuck", path=str(self.buffer.path))
             self.failure = BufferUnusable(self.buffer.path, "a transaction does not end: the disk hangs")
-            self.state = "failed"
+        else:
+            log.critical("part died", part=ended[0], why="it does not get on")
+            self.failure = CollectorFailed(f"{ended[0]} does not get on")
+
+    @property
+    def stuck(self) -> list[str]:
+        """What has not moved for too long: lanes by their name, the writer, the disk."""
+        return sorted(name for name, rounds in self._rounds.items() if rounds >= STUCK_ROUNDS)
 
     # -- what the server asks -----------------------------------------------------------------
 
@@ -281,12 +323,15 @@ class Parts:
 
     def checks(self) -> Sequence[Check]:
         """An upstream that is away is nobody's reason to restart us."""
-        alive = self.failure is None
+        alive = self.failure is None and not self.buffer.writer.done()
+        stuck = self.stuck
+        lanes = [name for name in stuck if name not in (DISK, WRITER)]
         used, usable = self.buffer.used_bytes, self.buffer.sizes.usable
         return [
             Check("buffer", self.buffer.failed is None, self.buffer.failed or str(self.buffer.path), vital=True),
-            Check("disk", self._stuck < STUCK_ROUNDS, "" if self._stuck < STUCK_ROUNDS else "hangs", vital=True),
-            Check("parts", alive, "" if alive else str(self.failure), vital=True),
+            Check("disk", len(stuck) == len(lanes), "" if len(stuck) == len(lanes) else "hangs", vital=True),
+            Check("lanes", not lanes, f"not getting on: {', '.join(lanes)}" if lanes else "", vital=True),
+            Check("parts", alive, "" if alive else str(self.failure or "its writer ended"), vital=True),
             Check(
                 "space",
                 not self.buffer.is_full,
@@ -296,6 +341,23 @@ class Parts:
             # what is lost is lost: a restart would not bring it back, but somebody should know
             *([Check("damage", True, str(self.buffer.damage))] if self.buffer.damage else []),
         ]
+
+    def details(self) -> Sequence[Check]:
+        """What a person wants to know besides; nothing of it makes the collector unready."""
+        activity, clock = self.lanes.activity(), self.keeper.status()
+        ledger, offset = self.buffer.ledger(), clock["offset_ms"]
+        details = [
+            Check("ledger", True, ", ".join(f"{name} {count}" for name, count in ledger.items())),
+            Check("clock", True, "not known yet" if offset is None else f"the upstream's is {offset:+d} ms to ours"),
+            Check("writer", not self.buffer.writer.done(), f"{self.buffer.transactions} transactions"),
+        ]
+        for row in self.buffer.lanes():
+            doing = activity.get(row.lane)
+            text = f"{doing.state if doing else 'idle'}, {row.pending} pending, {row.aside} aside"
+            if doing is not None and doing.last_error:
+                text += f", {doing.attempts} attempts: {doing.last_error}"
+            details.append(Check(f"lane {row.lane}", str(row.lane) not in self.stuck, text))
+        return details
 
     async def status(self) -> dict[str, Any]:
         upstream = self.config.upstream
@@ -511,6 +573,22 @@ class Collector:
             f"unix://{address.removeprefix('unix:')}" if address.startswith("unix:") else f"http://{address}"
             for address in found
         ]
+
+    def moves(self, timeout_s: float) -> bool:
+        """Whether its loop answers in time and nothing on it is stuck. For a watchdog: else only a new start helps."""
+        parts, loop = self._parts, self._loop
+        if parts is None or loop is None:
+            return False
+
+        async def asked() -> bool:
+            return not parts.stuck and not parts.buffer.writer.done()
+
+        question = asyncio.run_coroutine_threadsafe(asked(), loop)
+        try:
+            return question.result(timeout_s)
+        except (TimeoutError, CancelledError):
+            question.cancel()
+            return False
 
     @property
     def failure(self) -> Exception | None:

@@ -411,6 +411,11 @@ class Buffer:
         """The number of the transaction the disk is busy with; None while it rests."""
         return self._hops if self._hopping else None
 
+    @property
+    def transactions(self) -> int:
+        """How many the disk was asked for since the start."""
+        return self._hops
+
     def now_ms(self) -> int:
         """The time that is stored with what comes in and what dies, for people and for `dead.keep`."""
         return self.clock.wall_ms() if self.tell_time is None else self.tell_time()

@@ -42,6 +42,10 @@ STUCK_ALONE: Final = 8
 """After so many of them with nothing else passing, small batches find out whether it is the upstream or a record."""
 _TYPES_MAX: Final = 20
 """More kinds of events than this are told apart by type only."""
+_WORK_S: Final = 60.0
+_REQUESTS: Final = 5
+"""A delivery is at most a login, a request, both again, and a look at the clock: with `_WORK_S` for the disk, what a
+courier may take from one wait to the next."""
 _PAUSED_PARK: Final = 10
 """What is parked during a wave waits so many probes long, so that probes reach what is behind it."""
 
@@ -98,6 +102,11 @@ class Common:
     starts_ms: int = 0
     """Not before this time by the boot clock: the start-up jitter."""
     _free_ms: float = 0.0
+
+    @property
+    def owed_s(self) -> float:
+        """How long those before keep the next one waiting at ``delivery.max_rate``, seconds."""
+        return max(0.0, self._free_ms - self.clock.boot_ms()) / 1000
 
     async def within_rate(self, records: int) -> None:
         """Wait until so many records may go at ``delivery.max_rate``."""
@@ -173,6 +182,7 @@ class Courier:
             changed=common.changed,
             starts_ms=common.starts_ms,
             log=self._log,
+            work_s=_WORK_S + _REQUESTS * common.config.upstream.timeout,
         )
         self._parked_blind = False
         self._denied: dict[str, int] = {}
@@ -192,6 +202,11 @@ class Courier:
     def status(self) -> LaneStatus:
         """What the lane is doing."""
         return self._patience.status
+
+    @property
+    def pulse(self) -> int | None:
+        """A number that stays the same while the courier should get on and does not; None while all is well."""
+        return self._patience.beats if self._patience.is_overdue(self._state().pending) else None
 
     def nudge(self) -> None:
         """Try at once."""
@@ -375,11 +390,14 @@ class Courier:
         return probe
 
     async def _send(self, part: Batch) -> Outcome:
+        rate = self._config.delivery.max_rate
+        self._patience.expect(_WORK_S + (self._common.owed_s + part.count / rate if rate else 0.0))
         await self._common.within_rate(part.count)
         if self._common.stop.is_set():
             raise Stopped
         self._patience.doing("sending")
         reach("taken")
+        self._patience.expect(_WORK_S + _REQUESTS * self._config.upstream.timeout)
         begun_ms = self._common.clock.boot_ms()
         outcome = await self._common.upstream.deliver(part)
         self._note(part, outcome, (self._common.clock.boot_ms() - begun_ms) / 1000)

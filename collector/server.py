@@ -85,6 +85,10 @@ class Core(Protocol):
 
     def checks(self) -> Sequence[Check]: ...
 
+    def details(self) -> Sequence[Check]:
+        """What ``/readyz?verbose`` tells besides."""
+        ...
+
     async def status(self) -> Mapping[str, Any]:
         """The body of ``status.json``."""
         ...
@@ -371,9 +375,11 @@ class Server:
     async def _livez(self, _: web.BaseRequest) -> Answer:
         return _checked([Check("process", True), *(check for check in self._core.checks() if check.vital)])
 
-    async def _readyz(self, _: web.BaseRequest) -> Answer:
+    async def _readyz(self, request: web.BaseRequest) -> Answer:
+        """``?verbose`` adds what a person wants to know; the status is the same."""
         own = Check("server", self.accepting, "" if self.accepting else "stopping")
-        return _checked([own, *self._core.checks()])
+        details = self._core.details() if "verbose" in request.query else ()
+        return _checked([own, *self._core.checks()], details)
 
     async def _metrics(self, _: web.BaseRequest) -> Answer:
         kind = "text/plain; version=0.0.4; charset=utf-8"
@@ -405,9 +411,10 @@ def _host_of(header: str) -> str:
         return ""
 
 
-def _checked(checks: Sequence[Check]) -> Answer:
-    """200 when all are well, else 503; a line for each, so that a person sees why."""
-    lines = [f"[{'+' if check.ok else '-'}] {check.name}{': ' if check.text else ''}{check.text}\n" for check in checks]
+def _checked(checks: Sequence[Check], details: Sequence[Check] = ()) -> Answer:
+    """200 when all checks are well, else 503; a line for each, so that a person sees why."""
+    shown = (*checks, *details)
+    lines = [f"[{'+' if check.ok else '-'}] {check.name}{': ' if check.text else ''}{check.text}\n" for check in shown]
     status = 200 if all(check.ok for check in checks) else 503
     return status, {"Content-Type": "text/plain; charset=utf-8", **PRIVATE}, "".join(lines).encode()
 

@@ -14,6 +14,7 @@ import click
 from collector.cli.completion import keys_known
 from collector.config import ConfigError
 from collector.files import BufferUnusable, FileLock
+from collector.notify import Supervisor
 from collector.place import PASSING, file_system, free_bytes
 from collector.settings import Settings, load
 
@@ -87,10 +88,12 @@ def run(
     if (free := free_bytes(path)) < settings.config.buffer.max_size:
         log.warning("buffer may outgrow the disk", max_size=settings.config.buffer.max_size, free=free,
                     consequence="the disk is full before the buffer is: lower buffer.max_size")  # fmt: skip
+    supervisor = Supervisor()
     with _signals() as signals, started(settings) as collector:
         for url in collector.urls:
             log.info("listening", url=url)
-        return _serve(collector, signals, log, settings.config.shutdown.grace)
+        supervisor.ready(" ".join(["listening on", *collector.urls]))
+        return _serve(collector, signals, log, settings.config.shutdown.grace, supervisor)
 
 
 @contextlib.contextmanager
@@ -106,22 +109,31 @@ def started(settings: Settings) -> Iterator["Collector"]:
         collector.close()
 
 
-def _serve(collector: "Collector", signals: "queue.SimpleQueue[int]", log: Any, grace_s: float) -> int:
+def _serve(
+    collector: "Collector", signals: "queue.SimpleQueue[int]", log: Any, grace_s: float, supervisor: Supervisor
+) -> int:
     """Returns when it is time to stop. Raises what the collector failed of. Either way the process ends soon."""
+    pause = min(_CHECK_S, (supervisor.watchdog_s or _CHECK_S * 3) / 3)
     while True:
         try:
-            number = signals.get(timeout=_CHECK_S)
+            number = signals.get(timeout=pause)
         except queue.Empty:
             failure = collector.failure
             if failure is None:
+                if supervisor.watchdog_s is not None and collector.moves(pause):
+                    supervisor.alive()
                 continue
+            supervisor.stopping()
             unusable = isinstance(failure, BufferUnusable)
             _end_within(grace_s + _SLACK_S, 4 if unusable else 1, log)
             raise failure if unusable else click.ClickException(str(failure)) from None
         if number == getattr(signal, "SIGHUP", None):
+            supervisor.reloading()
             collector.reload()
+            supervisor.ready()
             log.info("credentials read again")
             continue
+        supervisor.stopping()
         log.info("stopping", signal=signal.Signals(number).name)
         for again in (signal.SIGTERM, signal.SIGINT):
             # What was acknowledged is on the disk, so an end without goodbye is as good as a power cut.

@@ -438,7 +438,8 @@ async def test_readiness_has_a_line_per_check_and_liveness_only_what_is_vital(ht
         memory.failing = [Check("lanes", False, "failed")]
         async with http.get(url + "/readyz?verbose") as answer:
             assert answer.status == 503
-            assert await answer.text() == "[-] server: stopping\n[+] buffer: 12 of 512 MiB\n[-] lanes: failed\n"
+            told = "[-] server: stopping\n[+] buffer: 12 of 512 MiB\n[-] lanes: failed\n"
+            assert await answer.text() == told + "[+] lane events/email/live: sending\n"
         async with http.get(url + "/livez") as answer:
             assert answer.status == 200
         assert (await post(http, url + "/v4/events/batch", [EVENT]))[0] == 202
