@@ -136,7 +136,7 @@ class Parts:
             retry_after_max_s=config.delivery.retry_after_max,
             on_login=lambda outcome: self.counters.add("logins", outcome=outcome),
         )  # fmt: skip
-        self.upstream = HttpUpstream(self.http, self.credentials)
+        self.upstream = HttpUpstream(self.http, self.credentials, is_chain=config.upstream.auth == "token")
         self.lanes = Lanes(
             self.buffer, self.upstream, self.keeper, config, clock=self.clock, timer=self.timer, tally=self.counters,
             on_end=self._ended,

@@ -37,7 +37,7 @@ from collector.retry import delay_s, parse_http_date_ms
 from collector.waiting import Embargo, Shared, Timer
 from collector.work import Work
 from tracker.time import Clock, parse_ms
-from tracker.wire import ClockHeader
+from tracker.wire import ACCEPTED_HEADER, COLLECTOR_HEADER, ClockHeader
 
 log = logger("clock")
 T = TypeVar("T")
@@ -331,6 +331,10 @@ class Keeper:
         server_ms = parse_http_date_ms(answer.headers.get("Date"))
         if server_ms is None or not answer.genuine or "Age" in answer.headers:  # Age: it comes from a cache
             return False
+        if COLLECTOR_HEADER in answer.headers or ACCEPTED_HEADER in answer.headers:
+            return (
+                False  # a collector's own clock may be wrong for years: the API's it tells in `SERVER_TIME_PATH` only
+            )
         self.upstream.observe(server_ms, 1000, answer.sent_boot_ms, answer.received_boot_ms)
         return True
 

@@ -189,9 +189,11 @@ class Http:
 class HttpUpstream:
     """The upstream over HTTP: delivers batches."""
 
-    def __init__(self, http: Http, credentials: Credentials) -> None:
+    def __init__(self, http: Http, credentials: Credentials, *, is_chain: bool = False) -> None:
+        """`is_chain`: the upstream is a collector for all we know; it hears of the priority from the first batch on."""
         self._http = http
         self._credentials = credentials
+        self._says_priority = is_chain
         self._chain = False
 
     async def deliver(self, batch: Batch) -> Outcome:
@@ -210,7 +212,7 @@ class HttpUpstream:
 
     async def _post(self, batch: Batch, authorization: str) -> Verdict:
         headers = {"Authorization": authorization}
-        if self._chain and batch.lane.priority != "live":
+        if (self._chain or self._says_priority) and batch.lane.priority != "live":
             headers[PRIORITY_HEADER] = batch.lane.priority
         answer = await self._http.request("POST", KINDS[batch.lane.kind].path, headers=headers, body=batch.body)
         if not isinstance(answer, Answer):

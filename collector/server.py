@@ -35,9 +35,10 @@ from collector.logs import Repeats, logger
 from collector.operations_api import JSON, PRIVATE, Answer, Handler, Operations, OperationsApi, json_answer
 from collector.refusals import Refused, answer
 from collector.secret import SecretUnavailable
+from collector.status import VERSION
 from collector.tokens import AdminToken, Tokens
 from tracker.time import format_ms
-from tracker.wire import ACCEPTED_HEADER, ClockHeader
+from tracker.wire import ACCEPTED_HEADER, COLLECTOR_HEADER, ClockHeader
 
 resource: Any = importlib.import_module("resource") if os.name == "posix" else None
 
@@ -421,4 +422,4 @@ def _checked(checks: Sequence[Check], details: Sequence[Check] = ()) -> Answer:
 
 def refusal(refused: Refused, path: str) -> Answer:
     """A refusal as an answer in the API's error shape."""
-    return refused.status, {**JSON, **refused.headers}, answer(refused, path)
+    return refused.status, {**JSON, COLLECTOR_HEADER: VERSION, **refused.headers}, answer(refused, path)
