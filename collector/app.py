@@ -13,7 +13,6 @@ import os
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager, suppress
@@ -34,6 +33,7 @@ from collector.kinds import Lane, Parcel
 from collector.lanes import Lanes
 from collector.logs import Repeats, logger
 from collector.operations import BufferOperations
+from collector.pulse import Pulse
 from collector.server import SHUTDOWN_S, Check, Server
 from collector.settings import Settings, embedded
 from collector.status import State, status_of
@@ -55,9 +55,6 @@ CLOSING_S: Final = 4.0
 REVIVE_EVERY_S: Final = 30.0
 FAILED_FOR_S: Final = 600.0
 """A buffer that stays failed for so long ends the sidecar."""
-STUCK_ROUNDS: Final = 2
-"""Looks, REVIVE_EVERY_S apart, that may find the disk busy with the same transaction: then it is not alive, and after
-twice as many the sidecar ends. Counted, not timed: a process that was stopped for hours is not stuck."""
 DISK: Final = "disk"
 WRITER: Final = "writer"
 LOOK_EVERY_S: Final = 2.0
@@ -101,12 +98,7 @@ class Parts:
         self._mend_due = asyncio.Event()
         self._looks = 0
         self._looking = False
-        self._pulses: dict[str, Hashable] = {}
-        """What was under way, or overdue, when last looked at: the same at the next look means that nothing moved."""
-        self.looked = 0
-        """How often it was looked."""
-        self._rounds: Counter[str] = Counter()
-        """For how many looks in a row each of them has not moved."""
+        self.pulse = Pulse()
 
     # -- opening and closing ------------------------------------------------------------------
 
@@ -283,19 +275,13 @@ class Parts:
         return True
 
     def _look_for_stuck(self) -> None:
-        """What hangs ends no transaction, carries no batch and raises nothing: a disk, a thread that is gone, a task
-        that waits for what never comes."""
+        """A disk, a thread that is gone, a task that waits for what never comes."""
         now: dict[str, Hashable] = {str(lane): pulse for lane, pulse in self.lanes.pulses().items()}
         if self.buffer.under_way is not None:
             now[DISK] = self.buffer.under_way
         if self._looking:
             now[WRITER] = self._looks
-        self._rounds = Counter(
-            {name: self._rounds[name] + 1 for name, pulse in now.items() if self._pulses.get(name) == pulse}
-        )
-        self._pulses = now
-        self.looked += 1
-        ended = [name for name, rounds in self._rounds.items() if rounds >= 2 * STUCK_ROUNDS]
+        ended = self.pulse.look(now)
         if not ended or self.failure is not None:
             return
         self.state = "failed"
@@ -305,11 +291,6 @@ class Parts:
         else:
             log.critical("part died", part=ended[0], why="it does not get on")
             self.failure = CollectorFailed(f"{ended[0]} does not get on")
-
-    @property
-    def stuck(self) -> list[str]:
-        """What has not moved for too long: lanes by their name, the writer, the disk."""
-        return sorted(name for name, rounds in self._rounds.items() if rounds >= STUCK_ROUNDS)
 
     # -- what the server asks -----------------------------------------------------------------
 
@@ -324,7 +305,7 @@ class Parts:
     def checks(self) -> Sequence[Check]:
         """An upstream that is away is nobody's reason to restart us."""
         alive = self.failure is None and not self.buffer.writer.done()
-        stuck = self.stuck
+        stuck = self.pulse.stuck
         lanes = [name for name in stuck if name not in (DISK, WRITER)]
         used, usable = self.buffer.used_bytes, self.buffer.sizes.usable
         return [
@@ -356,7 +337,7 @@ class Parts:
             text = f"{doing.state if doing else 'idle'}, {row.pending} pending, {row.aside} aside"
             if doing is not None and doing.last_error:
                 text += f", {doing.attempts} attempts: {doing.last_error}"
-            details.append(Check(f"lane {row.lane}", str(row.lane) not in self.stuck, text))
+            details.append(Check(f"lane {row.lane}", str(row.lane) not in self.pulse.stuck, text))
         return details
 
     async def status(self) -> dict[str, Any]:
@@ -581,7 +562,7 @@ class Collector:
             return False
 
         async def asked() -> bool:
-            return not parts.stuck and not parts.buffer.writer.done()
+            return not parts.pulse.stuck and not parts.buffer.writer.done()
 
         question = asyncio.run_coroutine_threadsafe(asked(), loop)
         try:

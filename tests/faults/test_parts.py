@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from collector.app import STUCK_ROUNDS, LoopTrouble, Parts
+from collector.app import LoopTrouble, Parts
 from collector.buffer import Unknown
+from collector.pulse import STUCK_ROUNDS
 from collector.settings import embedded
 from collector.work import Work
 from tests.collector.buffers import parcel, record
@@ -122,9 +123,9 @@ async def test_a_clock_keeper_that_ends_is_noticed(tmp_path: Path, monkeypatch: 
 
 async def look(made: Parts, rounds: Rounds) -> None:
     """Let it look once for what hangs."""
-    before = made.looked
+    before = made.pulse.looks
     rounds.due.release()
-    await until(lambda: made.looked != before)
+    await until(lambda: made.pulse.looks != before)
 
 
 async def test_a_courier_that_waits_for_what_never_comes_is_noticed_and_one_that_waits_its_time_is_not(
@@ -240,7 +241,7 @@ async def test_a_disk_that_hangs_or_a_dead_connection_thread_is_noticed_and_a_pa
             seen.append((alive(made), made.failure is not None))
         assert seen[:STUCK_ROUNDS] == [(True, False)] * STUCK_ROUNDS  # one look, however late it comes, proves nothing
         assert seen[STUCK_ROUNDS] == (False, False)
-        assert seen[-1] == (False, True), (seen, made._rounds, made._pulses, stuck)
+        assert seen[-1] == (False, True), (seen, made.pulse._rounds, stuck)
         assert "the disk hangs" in str(made.failure)
     finally:
         hanging.set()
