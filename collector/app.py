@@ -13,7 +13,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -30,8 +31,9 @@ from collector.files import BufferInUse, BufferUnusable, beside
 from collector.ingest import Ingest
 from collector.kinds import Lane, Parcel
 from collector.lanes import Lanes
-from collector.logs import logger
+from collector.logs import Repeats, logger
 from collector.operations import BufferOperations
+from collector.pulse import Pulse
 from collector.server import SHUTDOWN_S, Check, Server
 from collector.settings import Settings, embedded
 from collector.status import State, status_of
@@ -53,13 +55,11 @@ CLOSING_S: Final = 4.0
 REVIVE_EVERY_S: Final = 30.0
 FAILED_FOR_S: Final = 600.0
 """A buffer that stays failed for so long ends the sidecar."""
-STUCK_ROUNDS: Final = 2
-"""Looks, REVIVE_EVERY_S apart, that may find the disk busy with the same transaction: then it is not alive, and after
-twice as many the sidecar ends. Counted, not timed: a process that was stopped for hours is not stuck."""
+DISK: Final = "disk"
+WRITER: Final = "writer"
 LOOK_EVERY_S: Final = 2.0
 """How often the disk is looked at while nothing is committed."""
 EXPIRE_EVERY_S: Final = 3600.0
-TROUBLE_EVERY_S: Final = 60.0
 
 
 class CollectorFailed(Exception):
@@ -73,13 +73,11 @@ class LoopTrouble:
     """
 
     def __init__(self) -> None:
-        self._said: dict[str, float] = {}
+        self._repeats = Repeats()
 
     def __call__(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         message, error = str(context["message"]), context.get("exception")
-        now = time.monotonic()
-        if now - self._said.get(message, -TROUBLE_EVERY_S) >= TROUBLE_EVERY_S:
-            self._said[message] = now
+        if self._repeats.due(message) is not None:
             why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else None
             log.error("loop trouble", what=message, error=type(error).__name__ if error else None, why=why)
 
@@ -97,8 +95,10 @@ class Parts:
         self.failure: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
-        self._stuck = 0
-        self._under_way: int | None = None
+        self._mend_due = asyncio.Event()
+        self._looks = 0
+        self._looking = False
+        self.pulse = Pulse()
 
     # -- opening and closing ------------------------------------------------------------------
 
@@ -121,12 +121,14 @@ class Parts:
             chance=random.random,
         )  # fmt: skip
         self.http.on_answer = self.keeper.on_answer
+        self.buffer.on_commit = self._committed
         self.buffer.tell_time = self.keeper.upstream.now_ms
         self.credentials = make_credentials(
             config.upstream, self._upstream_secret(), self.http, self.clock, self.keeper.upstream.now_ms,
             retry_after_max_s=config.delivery.retry_after_max,
+            on_login=lambda outcome: self.counters.add("logins", outcome=outcome),
         )  # fmt: skip
-        self.upstream = HttpUpstream(self.http, self.credentials)
+        self.upstream = HttpUpstream(self.http, self.credentials, is_chain=config.upstream.auth == "token")
         self.lanes = Lanes(
             self.buffer, self.upstream, self.keeper, config, clock=self.clock, timer=self.timer, tally=self.counters,
             on_end=self._ended,
@@ -138,6 +140,7 @@ class Parts:
             Operations(self),
             tokens=Tokens(self.settings.secrets.ingest_token),
             admin_token=AdminToken(self.settings.secrets.admin_token),
+            on_ingest=lambda status: self.counters.add("ingest_requests", status=str(status)),
         )
         try:
             await self.keeper.start()
@@ -153,10 +156,15 @@ class Parts:
         self._begin(self.keeper.run(self._stop), "clock")
         await self.lanes.start()
         self._begin(self._watch(), "watch")
+        self._begin(self._mend(), "mend")
         self._begin(self._look(), "look")
         self.state = "running"
         ledger = self.buffer.ledger()
         log.info("started", buffer=str(self.buffer.path), pending=ledger["pending"], dead=ledger["dead"])
+
+    def _committed(self, seconds: float) -> None:
+        self.counters.add("commits")
+        self.counters.observe("commit_sync_duration_seconds", seconds)
 
     def _upstream_secret(self) -> Callable[[], str]:
         secrets = self.settings.secrets
@@ -216,12 +224,19 @@ class Parts:
             await asyncio.sleep(min(0.05 if self.server.in_progress else QUIET_S - idle, deadline - now))
 
     async def _watch(self) -> None:
+        """Look for what hangs. Waits for nothing that could hang itself."""
+        while not await self.timer.wait(self._stop, REVIVE_EVERY_S):
+            self._look_for_stuck()
+            self._mend_due.set()
+
+    async def _mend(self) -> None:
         """Revive a failed buffer, or give up on it; discard dead letters that are past `dead.keep`."""
         failed_since: float | None = None
         expired = -EXPIRE_EVERY_S
-        while not await self.timer.wait(self._stop, REVIVE_EVERY_S):
+        while True:
+            await self._mend_due.wait()
+            self._mend_due.clear()
             now = self.clock.boot_ms() / 1000
-            self._look_for_stuck()
             if self.buffer.failed is None:
                 failed_since = None
             else:
@@ -239,7 +254,10 @@ class Parts:
         """Notice files that are taken away, and let the lanes go on as soon as a full disk has room again."""
         while not await self.timer.wait(self._stop, LOOK_EVERY_S):
             was_tight = self.buffer.is_tight
+            self._looks += 1
+            self._looking = True
             await self.buffer.look()
+            self._looking = False
             if self.buffer.moved and self.failure is None:
                 self.failure = BufferUnusable(self.buffer.path, f"{self.buffer.failed}. Put them back, or start anew.")
                 self.state = "failed"
@@ -257,13 +275,22 @@ class Parts:
         return True
 
     def _look_for_stuck(self) -> None:
-        """A disk that hangs, or a connection whose thread is gone, ends no transaction and raises nothing."""
-        seen, self._under_way = self._under_way, self.buffer.under_way
-        self._stuck = self._stuck + 1 if seen is not None and seen == self._under_way else 0
-        if self._stuck >= 2 * STUCK_ROUNDS and self.failure is None:
+        """A disk, a thread that is gone, a task that waits for what never comes."""
+        now: dict[str, Hashable] = {str(lane): pulse for lane, pulse in self.lanes.pulses().items()}
+        if self.buffer.under_way is not None:
+            now[DISK] = self.buffer.under_way
+        if self._looking:
+            now[WRITER] = self._looks
+        ended = self.pulse.look(now)
+        if not ended or self.failure is not None:
+            return
+        self.state = "failed"
+        if DISK in ended or WRITER in ended:
             log.critical("buffer stuck", path=str(self.buffer.path))
             self.failure = BufferUnusable(self.buffer.path, "a transaction does not end: the disk hangs")
-            self.state = "failed"
+        else:
+            log.critical("part died", part=ended[0], why="it does not get on")
+            self.failure = CollectorFailed(f"{ended[0]} does not get on")
 
     # -- what the server asks -----------------------------------------------------------------
 
@@ -277,12 +304,15 @@ class Parts:
 
     def checks(self) -> Sequence[Check]:
         """An upstream that is away is nobody's reason to restart us."""
-        alive = self.failure is None
+        alive = self.failure is None and not self.buffer.writer.done()
+        stuck = self.pulse.stuck
+        lanes = [name for name in stuck if name not in (DISK, WRITER)]
         used, usable = self.buffer.used_bytes, self.buffer.sizes.usable
         return [
             Check("buffer", self.buffer.failed is None, self.buffer.failed or str(self.buffer.path), vital=True),
-            Check("disk", self._stuck < STUCK_ROUNDS, "" if self._stuck < STUCK_ROUNDS else "hangs", vital=True),
-            Check("parts", alive, "" if alive else str(self.failure), vital=True),
+            Check("disk", len(stuck) == len(lanes), "" if len(stuck) == len(lanes) else "hangs", vital=True),
+            Check("lanes", not lanes, f"not getting on: {', '.join(lanes)}" if lanes else "", vital=True),
+            Check("parts", alive, "" if alive else str(self.failure or "its writer ended"), vital=True),
             Check(
                 "space",
                 not self.buffer.is_full,
@@ -293,6 +323,23 @@ class Parts:
             *([Check("damage", True, str(self.buffer.damage))] if self.buffer.damage else []),
         ]
 
+    def details(self) -> Sequence[Check]:
+        """What a person wants to know besides; nothing of it makes the collector unready."""
+        activity, clock = self.lanes.activity(), self.keeper.status()
+        ledger, offset = self.buffer.ledger(), clock["offset_ms"]
+        details = [
+            Check("ledger", True, ", ".join(f"{name} {count}" for name, count in ledger.items())),
+            Check("clock", True, "not known yet" if offset is None else f"the upstream's is {offset:+d} ms to ours"),
+            Check("writer", not self.buffer.writer.done(), f"{self.buffer.transactions} transactions"),
+        ]
+        for row in self.buffer.lanes():
+            doing = activity.get(row.lane)
+            text = f"{doing.state if doing else 'idle'}, {row.pending} pending, {row.aside} aside"
+            if doing is not None and doing.last_error:
+                text += f", {doing.attempts} attempts: {doing.last_error}"
+            details.append(Check(f"lane {row.lane}", str(row.lane) not in self.pulse.stuck, text))
+        return details
+
     async def status(self) -> dict[str, Any]:
         upstream = self.config.upstream
         return await status_of(
@@ -300,7 +347,7 @@ class Parts:
             state="failed" if self.buffer.failed else self.state,
             activity=self.lanes.activity(),
             clock=self.keeper.status() | {"estimated": self.keeper.estimated},
-            upstream={"url": upstream.url, "auth": upstream.auth},
+            upstream={"url": upstream.url, "auth": upstream.auth, "token_age_s": self.credentials.token_age_s},
             listening=self.server.addresses,
         )
 
@@ -507,6 +554,22 @@ class Collector:
             f"unix://{address.removeprefix('unix:')}" if address.startswith("unix:") else f"http://{address}"
             for address in found
         ]
+
+    def moves(self, timeout_s: float) -> bool:
+        """Whether its loop answers in time and nothing on it is stuck. For a watchdog: else only a new start helps."""
+        parts, loop = self._parts, self._loop
+        if parts is None or loop is None:
+            return False
+
+        async def asked() -> bool:
+            return not parts.pulse.stuck and not parts.buffer.writer.done()
+
+        question = asyncio.run_coroutine_threadsafe(asked(), loop)
+        try:
+            return question.result(timeout_s)
+        except (TimeoutError, CancelledError):
+            question.cancel()
+            return False
 
     @property
     def failure(self) -> Exception | None:

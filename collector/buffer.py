@@ -17,6 +17,7 @@ work. Invariants, each with a test that goes red without it:
 
 import asyncio
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -146,6 +147,8 @@ class Buffer:
     """Why the buffer takes nothing more; None while it works."""
     tell_time: Callable[[], int] | None = None
     """What knows the time better than our wall clock, ms since 1970."""
+    on_commit: Callable[[float], None] | None = None
+    """Told, on the connection's thread, how many seconds each COMMIT took."""
     moved: bool = False
     """Its files were deleted, renamed or replaced: it failed for good, unless they come back."""
 
@@ -409,6 +412,11 @@ class Buffer:
         """The number of the transaction the disk is busy with; None while it rests."""
         return self._hops if self._hopping else None
 
+    @property
+    def transactions(self) -> int:
+        """How many the disk was asked for since the start."""
+        return self._hops
+
     def now_ms(self) -> int:
         """The time that is stored with what comes in and what dies, for people and for `dead.keep`."""
         return self.clock.wall_ms() if self.tell_time is None else self.tell_time()
@@ -524,7 +532,10 @@ class Buffer:
                 work.finish()
                 self._used = work.used_bytes()
                 self._mark.promise(self._ledger, work.ledger)
+                begun = time.perf_counter()
                 conn.execute("COMMIT")
+                if self.on_commit is not None:
+                    self.on_commit(time.perf_counter() - begun)
             except BaseException:
                 if conn.in_transaction:
                     conn.execute("ROLLBACK")

@@ -43,7 +43,7 @@ async def _carry(path: Path, max_size: int, post: Post, display: Display, pace: 
     buffer = await Buffer.open(path, max_size=max_size, dead_max=max_size)
     totals = Totals()
     try:
-        display.start(str(path), None, 0, 0)
+        display.start(str(path), buffer.ledger()["pending"], 0, 0, "records")
         corrections = await buffer.run(lambda work: load_corrections(work.conn))
         gate = replace(OPEN_GATE, corrections=corrections)
         unrepaired = 0
@@ -56,7 +56,7 @@ async def _carry(path: Path, max_size: int, post: Post, display: Display, pace: 
                 await _settle(buffer, batch, reasons)
                 totals.sent += batch.count - len(reasons)
                 totals.rejected += len(reasons)
-                display.advance(0, totals.sent + totals.rejected)
+                display.advance(totals.sent + totals.rejected, totals.sent + totals.rejected)
         if unrepaired:
             display.note(
                 f"{path}: {unrepaired} records were stamped before that till ever knew the true time; "

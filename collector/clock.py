@@ -37,7 +37,7 @@ from collector.retry import delay_s, parse_http_date_ms
 from collector.waiting import Embargo, Shared, Timer
 from collector.work import Work
 from tracker.time import Clock, parse_ms
-from tracker.wire import ClockHeader
+from tracker.wire import ACCEPTED_HEADER, COLLECTOR_HEADER, ClockHeader
 
 log = logger("clock")
 T = TypeVar("T")
@@ -112,6 +112,20 @@ class UpstreamClock:
         """What the upstream's clock shows; our own clock while that is unknown."""
         known = self.known_ms()
         return self._clock.wall_ms() if known is None else known
+
+
+def server_time_in(answer: Answer) -> tuple[int, int] | None:
+    """The time in an answer to `SERVER_TIME_PATH`, ms since 1970, and its resolution in ms; None: there is none."""
+    body = answer.json() if answer.status == 200 and answer.genuine else None
+    text = body.get("serverTime") if isinstance(body, dict) else None
+    if not isinstance(text, str):
+        return None
+    try:
+        server_ms = parse_ms(text)
+    except ValueError:
+        return None
+    # whole seconds in the API's sample; ".000" may be a server that cuts and then pads
+    return server_ms, 1 if server_ms % 1000 else 1000
 
 
 # -- keeping both in order ----------------------------------------------------------------------
@@ -315,23 +329,19 @@ class Keeper:
         return None
 
     def _observe_server_time(self, answer: Answer) -> bool:
-        body = answer.json() if answer.status == 200 and answer.genuine else None
-        text = body.get("serverTime") if isinstance(body, dict) else None
-        if not isinstance(text, str):
-            return False
-        try:
-            server_ms = parse_ms(text)
-        except ValueError:
-            return False
-        # whole seconds in the API's sample; ".000" may be a server that cuts and then pads
-        resolution_ms = 1 if server_ms % 1000 else 1000
-        self.upstream.observe(server_ms, resolution_ms, answer.sent_boot_ms, answer.received_boot_ms)
-        return True
+        told = server_time_in(answer)
+        if told is not None:
+            self.upstream.observe(*told, answer.sent_boot_ms, answer.received_boot_ms)
+        return told is not None
 
     def _observe_date(self, answer: Answer) -> bool:
         server_ms = parse_http_date_ms(answer.headers.get("Date"))
         if server_ms is None or not answer.genuine or "Age" in answer.headers:  # Age: it comes from a cache
             return False
+        if COLLECTOR_HEADER in answer.headers or ACCEPTED_HEADER in answer.headers:
+            return (
+                False  # a collector's own clock may be wrong for years: the API's it tells in `SERVER_TIME_PATH` only
+            )
         self.upstream.observe(server_ms, 1000, answer.sent_boot_ms, answer.received_boot_ms)
         return True
 

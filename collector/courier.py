@@ -42,6 +42,10 @@ STUCK_ALONE: Final = 8
 """After so many of them with nothing else passing, small batches find out whether it is the upstream or a record."""
 _TYPES_MAX: Final = 20
 """More kinds of events than this are told apart by type only."""
+_WORK_S: Final = 60.0
+_REQUESTS: Final = 5
+"""A delivery is at most a login, a request, both again, and a look at the clock: with `_WORK_S` for the disk, what a
+courier may take from one wait to the next."""
 _PAUSED_PARK: Final = 10
 """What is parked during a wave waits so many probes long, so that probes reach what is behind it."""
 
@@ -75,6 +79,7 @@ class Tally(Protocol):
     """Counts for the metrics."""
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None: ...
+    def observe(self, name: str, value: float, **labels: str) -> None: ...
 
 
 @dataclass
@@ -98,6 +103,11 @@ class Common:
     starts_ms: int = 0
     """Not before this time by the boot clock: the start-up jitter."""
     _free_ms: float = 0.0
+
+    @property
+    def owed_s(self) -> float:
+        """How long those before keep the next one waiting at ``delivery.max_rate``, seconds."""
+        return max(0.0, self._free_ms - self.clock.boot_ms()) / 1000
 
     async def within_rate(self, records: int) -> None:
         """Wait until so many records may go at ``delivery.max_rate``."""
@@ -173,6 +183,7 @@ class Courier:
             changed=common.changed,
             starts_ms=common.starts_ms,
             log=self._log,
+            work_s=_WORK_S + _REQUESTS * common.config.upstream.timeout,
         )
         self._parked_blind = False
         self._denied: dict[str, int] = {}
@@ -192,6 +203,11 @@ class Courier:
     def status(self) -> LaneStatus:
         """What the lane is doing."""
         return self._patience.status
+
+    @property
+    def pulse(self) -> int | None:
+        """A number that stays the same while the courier should get on and does not; None while all is well."""
+        return self._patience.beats if self._patience.is_overdue(self._state().pending) else None
 
     def nudge(self) -> None:
         """Try at once."""
@@ -377,19 +393,32 @@ class Courier:
         return probe
 
     async def _send(self, part: Batch) -> Outcome:
+        rate = self._config.delivery.max_rate
+        self._patience.expect(_WORK_S + (self._common.owed_s + part.count / rate if rate else 0.0))
         await self._common.within_rate(part.count)
         if self._common.stop.is_set():
             raise Stopped
         self._patience.doing("sending")
         reach("taken")
+        self._patience.expect(_WORK_S + _REQUESTS * self._config.upstream.timeout)
+        begun_ms = self._common.clock.boot_ms()
         outcome = await self._common.upstream.deliver(part)
-        if (tally := self._common.tally) is not None:
-            kind = self.lane.kind
-            tally.add("delivery_requests", kind=kind, outcome=type(outcome).__name__.lower())
-            tally.add("delivery_bytes", len(part.body), kind=kind)
-            if self._patience.failures:
-                tally.add("delivery_retries", kind=kind)
+        self._note(part, outcome, (self._common.clock.boot_ms() - begun_ms) / 1000)
         return outcome
+
+    def _note(self, part: Batch, outcome: Outcome, seconds: float) -> None:
+        """Count a request for the metrics."""
+        if (tally := self._common.tally) is None:
+            return
+        kind, size = self.lane.kind, len(part.body)
+        tally.add("delivery_requests", kind=kind, outcome=type(outcome).__name__.lower())
+        tally.add("delivery_bytes", size, kind=kind)
+        tally.observe("delivery_request_duration_seconds", seconds, kind=kind)
+        limits = self._common.sizes.limits(kind, self._common.clock.boot_ms())
+        fill = max(part.count / limits.max_records, size / limits.max_bytes)
+        tally.observe("batch_fill_ratio", min(fill, 1.0), kind=kind)
+        if isinstance(outcome, Later | Paused):
+            tally.add("delivery_retries", kind=kind, reason=_cause(outcome))
 
     async def _delivered(self, piece: _Piece, part: Batch) -> None:
         reach("delivered")
@@ -571,6 +600,8 @@ class Courier:
             return
         await self._settle((part, fate))
         self._log.warning("record.buried", status=fate.status)
+        if self._common.tally is not None:
+            self._common.tally.add("buried_records", part.count, kind=self.lane.kind)
         if self._wave.refused():
             self._pause_for_wave()
 
@@ -638,6 +669,15 @@ class Courier:
 
     def _state(self) -> LaneState:
         return self._common.source.lane(self.lane) or LaneState(self.lane, 0)
+
+
+def _cause(outcome: Later | Paused) -> str:
+    """Why a request is to be repeated, in one of few words: nothing the upstream said."""
+    if outcome.status is not None:
+        return str(outcome.status)
+    if isinstance(outcome, Paused):
+        return "tls" if outcome.reason.startswith("TLS") else "credentials"
+    return "offline" if outcome.offline else "no-answer"
 
 
 class _Label(msgspec.Struct):

@@ -54,6 +54,11 @@ class Credentials(Protocol):
         """Read the secret again before the next request."""
         ...
 
+    @property
+    def token_age_s(self) -> float | None:
+        """Seconds since the login whose token is used; None where there is none."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -65,10 +70,14 @@ def make_credentials(
     now_ms: Callable[[], int],
     *,
     retry_after_max_s: float = 3600.0,
+    on_login: Callable[[str], None] | None = None,
 ) -> Credentials:
-    """As ``upstream.auth`` says. `now_ms` is the upstream's clock, for tokens that say when they expire."""
+    """As ``upstream.auth`` says. `now_ms` is the upstream's clock, for tokens that say when they expire.
+
+    `on_login` hears what came of each login: done, later or paused.
+    """
     if config.auth == "api-key":
-        return LoginToken(secret, exchange, clock, now_ms, retry_after_max_s)
+        return LoginToken(secret, exchange, clock, now_ms, retry_after_max_s, on_login)
     if config.auth == "basic":
         guid = config.workspace_guid
         return Given(secret, lambda key: "Basic " + base64.b64encode(f"{guid}:{key}".encode()).decode())
@@ -77,6 +86,8 @@ def make_credentials(
 
 class Given:
     """Credentials that need no login."""
+
+    token_age_s = None
 
     def __init__(self, secret: SecretSource, header: Callable[[str], str]) -> None:
         self._secret = secret
@@ -113,7 +124,9 @@ class LoginToken:
         clock: Clock,
         now_ms: Callable[[], int],
         retry_after_max_s: float = 3600.0,
+        on_login: Callable[[str], None] | None = None,
     ) -> None:
+        self._on_login = on_login or (lambda _: None)
         self._secret = secret
         self._exchange = exchange
         self._clock = clock
@@ -147,6 +160,10 @@ class LoginToken:
     def reload(self) -> None:
         self._value = None
 
+    @property
+    def token_age_s(self) -> float | None:
+        return None if self._value is None else (self._clock.boot_ms() - self._since_boot_ms) / 1000
+
     async def close(self) -> None:
         """End a login that is under way."""
         await self._logged_in.close()
@@ -161,6 +178,7 @@ class LoginToken:
         token = judge_login(answer) if isinstance(answer, Answer) else answer
         if not isinstance(token, str):
             log.warning("login.failed", reason=token.reason)
+            self._on_login(type(token).__name__.lower())
             if isinstance(token, Later):
                 self._embargo.note(token)
             return token
@@ -168,6 +186,7 @@ class LoginToken:
         life_ms = token_life_ms(token, self._now_ms())
         self._renew_at_boot_ms = None if life_ms is None else self._since_boot_ms + RENEW_AT * life_ms
         self._value = f"Bearer {token}"
+        self._on_login("done")
         log.info("login.done", life_s=None if life_ms is None else life_ms // 1000)
         return self._value
 

@@ -59,7 +59,7 @@ def prepare(conn: sqlite3.Connection, sizes: Sizes, synchronous: Synchronous) ->
     """Settings in the one order that works. Raises BufferUnusable for a file that is not ours, untouched."""
     conn.execute("PRAGMA locking_mode = EXCLUSIVE")  # before anything touches the WAL: no -shm file, ever
     conn.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    _recognise(conn)
+    recognise(conn, _path_of(conn))
     if conn.execute("PRAGMA auto_vacuum").fetchone()[0] != _INCREMENTAL:  # a new file: later it is a write, and ignored
         conn.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
     if (mode := conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
@@ -83,15 +83,15 @@ def _path_of(conn: sqlite3.Connection) -> Path:
     return Path(conn.execute("PRAGMA database_list").fetchone()[2])
 
 
-def _recognise(conn: sqlite3.Connection) -> None:
-    """Refuse a file that is another application's, or a newer release's; touch neither."""
+def recognise(conn: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file that is another application's, or a newer release's, with BufferUnusable; touch neither."""
     tables = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     application = conn.execute("PRAGMA application_id").fetchone()[0]
     version = conn.execute("PRAGMA user_version").fetchone()[0]
     if application != schema.APPLICATION_ID and (tables or application or version):
-        raise BufferUnusable(_path_of(conn), "it belongs to another application. Name another file with --buffer.")
+        raise BufferUnusable(path, "it belongs to another application. Name another file with --buffer.")
     if version > schema.newest():
         raise BufferUnusable(
-            _path_of(conn),
+            path,
             f"a newer Tillpost wrote it (schema {version}, this one knows {schema.newest()}). Upgrade Tillpost.",
         )

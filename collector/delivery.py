@@ -92,8 +92,8 @@ class Http:
         self._timeout = aiohttp.ClientTimeout(
             total=config.timeout or None, connect=config.timeout * _CONNECT_SHARE or None
         )
-        self._tls = _tls_context(config) if self.url.scheme == "https" else None
-        self._proxy, self._proxy_headers = _proxy_for(self.url)
+        self._tls = tls_context(config) if self.url.scheme == "https" else None
+        self._proxy, self._proxy_headers = proxy_for(self.url)
         self._base = str(self.url).rstrip("/")
         self._session: aiohttp.ClientSession | None = None
 
@@ -105,7 +105,7 @@ class Http:
                 timeout=self._timeout,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
-                trust_env=False,  # it would read .netrc too; proxies are found by _proxy_for
+                trust_env=False,  # it would read .netrc too; proxies are found by proxy_for
                 headers={
                     "Accept": "application/json",
                     "Accept-Encoding": "identity",
@@ -153,7 +153,7 @@ class Http:
     def _no_answer(self, error: Exception) -> Later | Paused:
         match error:
             case aiohttp.ClientConnectorCertificateError():
-                return Paused(self._about_certificate(error.certificate_error))
+                return Paused(self.about_certificate(error.certificate_error))
             case aiohttp.ClientConnectorSSLError() if not _broke_off(error):
                 return Paused("TLS: no secure connection could be agreed on; is it https that listens there?")
             case aiohttp.ClientConnectorDNSError():
@@ -173,7 +173,8 @@ class Http:
             case _:
                 return Later("the connection broke off before an answer came", sticks=True)
 
-    def _about_certificate(self, error: BaseException) -> str:
+    def about_certificate(self, error: BaseException) -> str:
+        """What is wrong with the upstream's certificate, in words for whoever can put it right."""
         code = getattr(error, "verify_code", None)
         now = format_ms(self._clock.wall_ms())
         if code == _NOT_YET_VALID:
@@ -188,9 +189,11 @@ class Http:
 class HttpUpstream:
     """The upstream over HTTP: delivers batches."""
 
-    def __init__(self, http: Http, credentials: Credentials) -> None:
+    def __init__(self, http: Http, credentials: Credentials, *, is_chain: bool = False) -> None:
+        """`is_chain`: the upstream is a collector for all we know; it hears of the priority from the first batch on."""
         self._http = http
         self._credentials = credentials
+        self._says_priority = is_chain
         self._chain = False
 
     async def deliver(self, batch: Batch) -> Outcome:
@@ -209,7 +212,7 @@ class HttpUpstream:
 
     async def _post(self, batch: Batch, authorization: str) -> Verdict:
         headers = {"Authorization": authorization}
-        if self._chain and batch.lane.priority != "live":
+        if (self._chain or self._says_priority) and batch.lane.priority != "live":
             headers[PRIORITY_HEADER] = batch.lane.priority
         answer = await self._http.request("POST", KINDS[batch.lane.kind].path, headers=headers, body=batch.body)
         if not isinstance(answer, Answer):
@@ -252,7 +255,8 @@ def _broke_off(error: aiohttp.ClientConnectorSSLError) -> bool:
     return isinstance(error.__cause__, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
 
 
-def _tls_context(config: UpstreamConfig) -> ssl.SSLContext:
+def tls_context(config: UpstreamConfig) -> ssl.SSLContext:
+    """Whom we trust. Raises ValueError for a ``ca_file`` that cannot be used."""
     try:
         return ssl.create_default_context(cafile=config.ca_file or None)
     except (OSError, ssl.SSLError) as error:
@@ -261,7 +265,7 @@ def _tls_context(config: UpstreamConfig) -> ssl.SSLContext:
         ) from None
 
 
-def _proxy_for(url: URL) -> tuple[URL | None, dict[str, str]]:
+def proxy_for(url: URL) -> tuple[URL | None, dict[str, str]]:
     """The proxy of the usual environment variables, and its headers. Loopback is never proxied."""
     host = url.host or ""
     proxies = urllib.request.getproxies()

@@ -236,8 +236,8 @@ def _read(fd: int, size: int, at: int) -> bytes:
 
 # -- the write-ahead log
 
-_HEADER: Final = struct.Struct(">8I")
-_FRAME: Final = struct.Struct(">6I")
+LOG_HEADER: Final = struct.Struct(">8I")
+LOG_FRAME: Final = struct.Struct(">6I")
 
 
 def _frames(fd: int, is_own: Callable[[int], bool]) -> tuple[dict[int, int], int]:
@@ -246,29 +246,29 @@ def _frames(fd: int, is_own: Callable[[int], bool]) -> tuple[dict[int, int], int
     Each frame carries the running checksum of all before it. Judged against the one its
     predecessor *says*, a damaged frame spoils itself and at most the next one, not the rest.
     """
-    header = _read(fd, _HEADER.size, 0)
-    if len(header) < _HEADER.size:
+    header = _read(fd, LOG_HEADER.size, 0)
+    if len(header) < LOG_HEADER.size:
         return {}, 0
-    magic, *_, salt, other, sum1, sum2 = _HEADER.unpack(header)
+    magic, *_, salt, other, sum1, sum2 = LOG_HEADER.unpack(header)
     big = magic & 1 == 1
-    if _checksum(header[:24], 0, 0, big) != (sum1, sum2) or not is_own(salt):
+    if checksum(header[:24], 0, 0, big) != (sum1, sum2) or not is_own(salt):
         salt, other = _salts(fd, is_own)
     latest: dict[int, int] = {}
     transaction: dict[int, int] = {}
     pages = 0
-    at = _HEADER.size
-    while len(frame := _read(fd, _FRAME.size + PAGE, at)) == _FRAME.size + PAGE:
-        number, committed, *salts, said1, said2 = _FRAME.unpack_from(frame)
+    at = LOG_HEADER.size
+    while len(frame := _read(fd, LOG_FRAME.size + PAGE, at)) == LOG_FRAME.size + PAGE:
+        number, committed, *salts, said1, said2 = LOG_FRAME.unpack_from(frame)
         if salts == [salt, other]:
-            sums = _checksum(frame[:8], sum1, sum2, big)
-            if _checksum(frame[_FRAME.size :], *sums, big) == (said1, said2):
-                transaction[number] = at + _FRAME.size
+            sums = checksum(frame[:8], sum1, sum2, big)
+            if checksum(frame[LOG_FRAME.size :], *sums, big) == (said1, said2):
+                transaction[number] = at + LOG_FRAME.size
             if committed:
                 latest |= transaction
                 transaction = {}
                 pages = committed
         sum1, sum2 = said1, said2
-        at += _FRAME.size + PAGE
+        at += LOG_FRAME.size + PAGE
     return latest, pages
 
 
@@ -276,15 +276,16 @@ def _salts(fd: int, is_own: Callable[[int], bool]) -> tuple[int, int]:
     """The log's salts by what most of its first frames say; a salt no frame has where there are none."""
     seen: Counter[tuple[int, int]] = Counter()
     for i in range(64):
-        frame = _read(fd, _FRAME.size, _HEADER.size + i * (_FRAME.size + PAGE))
-        if len(frame) == _FRAME.size:
-            salts = _FRAME.unpack(frame)[2:4]
+        frame = _read(fd, LOG_FRAME.size, LOG_HEADER.size + i * (LOG_FRAME.size + PAGE))
+        if len(frame) == LOG_FRAME.size:
+            salts = LOG_FRAME.unpack(frame)[2:4]
             if salts != (0, 0) and is_own(salts[0]):
                 seen[salts[0], salts[1]] += 1
     return seen.most_common(1)[0][0] if seen else (-1, -1)
 
 
-def _checksum(data: bytes, first: int, second: int, big: bool) -> tuple[int, int]:
+def checksum(data: bytes, first: int, second: int, big: bool) -> tuple[int, int]:
+    """SQLite's running checksum of a write-ahead log, carried on over `data`."""
     words = array("I", data)
     if big != (struct.pack("=H", 1) == struct.pack(">H", 1)):
         words.byteswap()

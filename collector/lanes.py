@@ -101,6 +101,11 @@ class Lanes:
         """What each lane is doing; lanes without records since the start are missing."""
         return {lane: courier.status for lane, courier in self._couriers.items()}
 
+    def pulses(self) -> Mapping[Lane, int]:
+        """The lanes that should get on and do not, each with a number that changes when it does after all."""
+        pulses = ((lane, courier.pulse) for lane, courier in self._couriers.items())
+        return {lane: pulse for lane, pulse in pulses if pulse is not None}
+
     def resume(self, lane: Lane | None = None) -> int:
         """Let a lane, or all, try at once and count its refusals anew; how many were told."""
         couriers = [courier for of, courier in self._couriers.items() if lane in (None, of)]

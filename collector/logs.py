@@ -2,12 +2,14 @@
 
 A library configures nothing for its host: `logger` speaks to the standard ``logging`` under the name
 ``tillpost``, which says nothing below a warning until somebody asks. Only ``tillpost run`` calls `configure`.
+Every event is listed in docs/operations/logs.md.
 """
 
 import logging
 import sys
+import time
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Callable, Hashable, MutableMapping
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO
 
@@ -15,6 +17,30 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 ROOT: Final = "tillpost"
+REPEAT_S: Final = 60.0
+"""The same is said once in so many seconds, with how often it was left out since."""
+_KEYS_MAX: Final = 1000
+
+
+class Repeats:
+    """Tells what was said lately."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._said: dict[Hashable, tuple[float, int]] = {}
+
+    def due(self, key: Hashable) -> int | None:
+        """How often it was left out since it was last said, if it is time to say it; None: it is not."""
+        now = self._now_s()
+        said_s, left_out = self._said.get(key, (-REPEAT_S, 0))
+        if now - said_s < REPEAT_S:
+            self._said[key] = said_s, left_out + 1
+            return None
+        self._said.pop(key, None)
+        if len(self._said) >= _KEYS_MAX:
+            del self._said[next(iter(self._said))]
+        self._said[key] = now, 0
+        return left_out
 
 
 def logger(name: str) -> FilteringBoundLogger:
@@ -32,6 +58,8 @@ def configure(level: str, form: Literal["auto", "text", "json"], stream: TextIO 
     """Log to standard error: text on a terminal, else a JSON object a line. For the process's owner alone."""
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
+    if level != "debug":  # who looks that closely wants every line
+        handler.addFilter(_Once())
     handler.setFormatter(_Formatter(as_text=form == "text" or (form == "auto" and stream.isatty())))
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -71,6 +99,23 @@ def _as_record(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[
     facts = {key: value for key, value in event.items() if key != "event"}
     text = " ".join([str(event["event"]), *(f"{key}={value}" for key, value in facts.items())])
     return (text,), {"extra": {"tillpost_event": str(event["event"]), "tillpost_facts": facts}}
+
+
+class _Once(logging.Filter):
+    """Leaves out what was said lately: the same event with the same words, whatever its numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._repeats = Repeats()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        facts: dict[str, Any] = getattr(record, "tillpost_facts", {})
+        event = getattr(record, "tillpost_event", None) or record.getMessage()
+        words = tuple((name, value) for name, value in sorted(facts.items()) if isinstance(value, str))
+        left_out = self._repeats.due((record.name, record.levelno, event, words))
+        if left_out:
+            record.tillpost_facts = {**facts, "repeated": left_out}
+        return left_out is not None or record.levelno >= logging.CRITICAL
 
 
 class _Formatter(logging.Formatter):

@@ -1,6 +1,7 @@
 """When a lane may send again: backing off, pausing, probing, and what it says of that."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -46,7 +47,9 @@ class Patience:
         changed: asyncio.Event,
         starts_ms: int,
         log: Any,
+        work_s: float,
     ) -> None:
+        """`work_s`: what lies between two waits takes no longer, seconds."""
         self.status = LaneStatus()
         self.nudged = asyncio.Event()
         """Set to end a wait: by a drain, a resume or a stop."""
@@ -61,6 +64,10 @@ class Patience:
         self._stop = stop
         self._changed = changed
         self._log = log
+        self.beats = 0
+        """Rises whenever the lane gets on, if only from one wait to the next."""
+        self._work_s = work_s
+        self._until = math.inf
         self._due_ms = starts_ms
         self._floor_ms = starts_ms
         """As `_due_ms`, but for a nudge too."""
@@ -69,6 +76,20 @@ class Patience:
     def in_trouble(self) -> bool:
         """Whether to find out how things are comes before filling batches."""
         return self.paused is not None or self.failures >= OUTAGE
+
+    def expect(self, seconds: float | None) -> None:
+        """What begins now comes back within so many seconds; None: when records arrive.
+
+        By the loop's clock, as its timers: it stands still while the machine is suspended.
+        """
+        self.beats += 1
+        self._until = math.inf if seconds is None else asyncio.get_running_loop().time() + seconds
+
+    def is_overdue(self, pending: int) -> bool:
+        """Whether the lane should have got on by now; `pending` records are waiting for it."""
+        if self._until == math.inf:
+            return pending > 0
+        return asyncio.get_running_loop().time() > self._until
 
     def doing(self, state: str) -> None:
         """Say what the lane does, unless it is paused and only probes."""
@@ -109,6 +130,8 @@ class Patience:
 
     def answered(self, said: str | None) -> None:
         """The upstream dealt with our records: there is no outage."""
+        if self.failures >= OUTAGE and self.paused is None:
+            self._log.info("lane.recovered", failures=self.failures)
         self.failures = 0
         self.status.attempts = 0
         self.status.last_error = said
@@ -134,7 +157,9 @@ class Patience:
 
     async def wait(self, event: asyncio.Event, seconds: float | None) -> bool:
         """Return True when `event` was set, which is then cleared. Raises Stopped."""
+        self.expect(seconds if seconds is None else seconds + self._work_s)
         happened = await self._timer.wait(event, seconds)
+        self.expect(self._work_s)
         event.clear()
         if self._stop.is_set():
             raise Stopped

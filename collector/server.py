@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import resources
@@ -31,13 +31,14 @@ from collector.door import HEAD_S, IDLE_S, Door
 from collector.ingest import ROUTES, Ingest
 from collector.kinds import Parcel
 from collector.listeners import Listener, NoRoom, bind, bind_unix, refuse_open_doors
-from collector.logs import logger
+from collector.logs import Repeats, logger
 from collector.operations_api import JSON, PRIVATE, Answer, Handler, Operations, OperationsApi, json_answer
 from collector.refusals import Refused, answer
 from collector.secret import SecretUnavailable
+from collector.status import VERSION
 from collector.tokens import AdminToken, Tokens
 from tracker.time import format_ms
-from tracker.wire import ACCEPTED_HEADER, ClockHeader
+from tracker.wire import ACCEPTED_HEADER, COLLECTOR_HEADER, ClockHeader
 
 resource: Any = importlib.import_module("resource") if os.name == "posix" else None
 
@@ -85,6 +86,10 @@ class Core(Protocol):
 
     def checks(self) -> Sequence[Check]: ...
 
+    def details(self) -> Sequence[Check]:
+        """What ``/readyz?verbose`` tells besides."""
+        ...
+
     async def status(self) -> Mapping[str, Any]:
         """The body of ``status.json``."""
         ...
@@ -130,7 +135,11 @@ class Server:
         max_connections: int | None = None,
         head_timeout_s: float = HEAD_S,
         idle_timeout_s: float = IDLE_S,
+        on_ingest: Callable[[int], None] | None = None,
     ) -> None:
+        """`on_ingest` hears the status of every answer to records."""
+        self._on_ingest = on_ingest or (lambda _: None)
+        self._repeats = Repeats()
         self._config = config
         self._ingest = ingest
         self._core = core
@@ -216,6 +225,17 @@ class Server:
 
         Behind HTTP and the embedded tracker alike.
         """
+        given = await self._received(path, body, headers)
+        self._answered(given[0])
+        return given
+
+    def _answered(self, status: int) -> None:
+        """Note an answer to records; of those refused the log says so, not whose they are."""
+        self._on_ingest(status)
+        if status >= 400 and (left_out := self._repeats.due(status)) is not None:
+            _log.warning("ingest.refused", status=status, requests=left_out + 1)
+
+    async def _received(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         self.in_progress += 1
         self.last_ingest = time.monotonic()
         try:
@@ -237,10 +257,14 @@ class Server:
             self.last_ingest = time.monotonic()
 
     async def _records(self, request: web.BaseRequest) -> Answer:
-        self._authenticate(request)
-        check_type(request)
         with self._room() as room:
-            body = await read_body(request, self.max_body, self._body_timeout_s, room.take)
+            try:
+                self._authenticate(request)
+                check_type(request)
+                body = await read_body(request, self.max_body, self._body_timeout_s, room.take)
+            except Refused as refused:
+                self._answered(refused.status)
+                raise
             return await self.receive(request.path, body, request.headers)
 
     @contextmanager
@@ -352,9 +376,11 @@ class Server:
     async def _livez(self, _: web.BaseRequest) -> Answer:
         return _checked([Check("process", True), *(check for check in self._core.checks() if check.vital)])
 
-    async def _readyz(self, _: web.BaseRequest) -> Answer:
+    async def _readyz(self, request: web.BaseRequest) -> Answer:
+        """``?verbose`` adds what a person wants to know; the status is the same."""
         own = Check("server", self.accepting, "" if self.accepting else "stopping")
-        return _checked([own, *self._core.checks()])
+        details = self._core.details() if "verbose" in request.query else ()
+        return _checked([own, *self._core.checks()], details)
 
     async def _metrics(self, _: web.BaseRequest) -> Answer:
         kind = "text/plain; version=0.0.4; charset=utf-8"
@@ -386,13 +412,14 @@ def _host_of(header: str) -> str:
         return ""
 
 
-def _checked(checks: Sequence[Check]) -> Answer:
-    """200 when all are well, else 503; a line for each, so that a person sees why."""
-    lines = [f"[{'+' if check.ok else '-'}] {check.name}{': ' if check.text else ''}{check.text}\n" for check in checks]
+def _checked(checks: Sequence[Check], details: Sequence[Check] = ()) -> Answer:
+    """200 when all checks are well, else 503; a line for each, so that a person sees why."""
+    shown = (*checks, *details)
+    lines = [f"[{'+' if check.ok else '-'}] {check.name}{': ' if check.text else ''}{check.text}\n" for check in shown]
     status = 200 if all(check.ok for check in checks) else 503
     return status, {"Content-Type": "text/plain; charset=utf-8", **PRIVATE}, "".join(lines).encode()
 
 
 def refusal(refused: Refused, path: str) -> Answer:
     """A refusal as an answer in the API's error shape."""
-    return refused.status, {**JSON, **refused.headers}, answer(refused, path)
+    return refused.status, {**JSON, COLLECTOR_HEADER: VERSION, **refused.headers}, answer(refused, path)

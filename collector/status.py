@@ -80,6 +80,7 @@ async def status_of(
             "bytes": buffer.used_bytes,
             "disk_bytes": disk_bytes(buffer),
             "max_bytes": buffer.sizes.max_size,
+            "usable_bytes": buffer.sizes.usable,
             "dead_bytes": buffer.dead_bytes,
         },
         "damage": buffer.damage and buffer.damage.facts(),

@@ -14,6 +14,8 @@ TRANSACTIONS_BATCH: Final = "/v4/transactions/batch"
 
 ACCEPTED_HEADER: Final = "Tillpost-Accepted"
 """On every 202: how many records are now on disk."""
+COLLECTOR_HEADER: Final = "Tillpost-Version"
+"""On every refusal: it comes from a collector, whose ``Date`` is its own clock and not the API's."""
 PRIORITY_HEADER: Final = "Tillpost-Priority"
 """``bulk`` for backfills; absent means live."""
 CLOCK_HEADER: Final = "Tillpost-Clock"

@@ -7,6 +7,7 @@ unusable. A mistake is answered by one line on standard error that says what to 
 import os
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Final
 
@@ -42,8 +43,10 @@ _COMMANDS: Final = {
     "resume": "operate:resume",
     "dead": "dead:dead",
     "forget": "operate:forget",
+    "doctor": "doctor:doctor",
     "config": "show:config",
     "fake-upstream": "develop:fake_upstream",
+    "completion": "completion:completion",
 }
 
 
@@ -59,6 +62,14 @@ class _Tillpost(click.Group):
         module, _, name = _COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(import_module(f"collector.cli.{module}"), name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], _COMMANDS, n=1)
+            ctx.fail(f"No such command '{args[0]}'" + (f"; did you mean {near[0]}?" if near else ""))
+        return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         def call() -> Any:

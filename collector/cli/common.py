@@ -1,5 +1,6 @@
 """What the commands share: how they find the buffer, and how they print."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -31,6 +32,11 @@ def settings_for(config_file: str | None, buffer: str | None, *flags: tuple[str,
 def reached(config_file: str | None, buffer: str | None) -> Running | Stopped:
     """The way to the buffer a command is about."""
     return reach(settings_for(config_file, buffer))
+
+
+def colours() -> bool | None:
+    """For `click.echo`: no colours where NO_COLOR is set, else where there is a terminal."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 def echo_json(body: bytes) -> None:

@@ -84,12 +84,23 @@ def retry(
 
 @dead.command()
 @_ids_or_all
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @buffer_options
-def discard(ids: tuple[int, ...], every: bool, as_json: bool, config_file: str | None, buffer: str | None) -> int:
-    """Give dead letters up for good; they count as discarded."""
+def discard(
+    ids: tuple[int, ...], every: bool, yes: bool, as_json: bool, config_file: str | None, buffer: str | None
+) -> int:
+    """Give dead letters up for good; they count as discarded.
+
+    On a terminal --all asks first; `tillpost dead export` keeps a copy.
+    """
     wanted = _wanted(ids, every)
-    body = reached(config_file, buffer).discard(wanted)
+    admin = reached(config_file, buffer)
+    if every and not yes and sys.stdin.isatty():
+        count = orjson.loads(admin.status())["ledger"]
+        count = count["dead"] + count["superseded"]
+        click.confirm(f"Give {count} dead letter{'' if count == 1 else 's'} up for good?", abort=True, err=True)
+    body = admin.discard(wanted)
     return _counted(body, "discarded", ids, as_json, "")
 
 

@@ -1,6 +1,5 @@
 """``status``, ``find``, ``drain``, ``resume`` and ``forget``."""
 
-import contextlib
 import sys
 import time
 from typing import Any, Final
@@ -10,6 +9,8 @@ import orjson
 
 from collector.admin import AdminError, Running
 from collector.cli.common import age, buffer_options, echo_json, json_option, reached, settings_for, size, table
+from collector.cli.completion import clients_by, lanes_here
+from collector.cli.progress import Bar, Plain, progress
 from tracker.wire import CLIENT_KEYS
 
 _LEDGER: Final = ("delivered", "pending", "dead", "discarded", "superseded", "lost")
@@ -30,13 +31,9 @@ def status(watch: bool, as_json: bool, config_file: str | None, buffer: str | No
         return 0
     if not isinstance(admin, Running):  # opening the file each second would keep a collector from starting
         raise AdminError("no collector runs on this buffer, so nothing changes: start one, or leave out --watch")
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            body = admin.status()
-            if sys.stdout.isatty():
-                click.clear()
-            _show_status(body, as_json)
-            time.sleep(1.0)
+    from collector.cli.watch import watch as watched
+
+    watched(admin, as_json)
     return 0
 
 
@@ -80,7 +77,10 @@ def render(facts: dict[str, Any]) -> str:
 @click.option("--order-id", metavar="ID", help="A transaction's orderId.")
 @click.option("--salt", metavar="SALT", help="An eventSalt.")
 @click.option(
-    "--client", metavar="K=V", help="One of id, uuid, customId, email, as email=...; - reads it from standard input."
+    "--client",
+    metavar="K=V",
+    shell_complete=clients_by,
+    help="One of id, uuid, customId, email, as email=...; - reads it from standard input.",
 )
 @json_option
 @buffer_options
@@ -118,7 +118,11 @@ def find(
 
 @click.command()
 @click.option(
-    "--client", metavar="K=V", required=True, help="Whom, as email=...; - reads one a line from standard input."
+    "--client",
+    metavar="K=V",
+    required=True,
+    shell_complete=clients_by,
+    help="Whom, as email=...; - reads one a line from standard input.",
 )
 @json_option
 @buffer_options
@@ -148,7 +152,7 @@ def forget(client: str, as_json: bool, config_file: str | None, buffer: str | No
 
 
 @click.command()
-@click.argument("lane", required=False)
+@click.argument("lane", required=False, shell_complete=lanes_here)
 @buffer_options
 def resume(lane: str | None, config_file: str | None, buffer: str | None) -> int:
     """Let a paused LANE go on, or all.
@@ -196,21 +200,38 @@ def drain(timeout_s: float | None, config_file: str | None, buffer: str | None) 
 
 def _drained(admin: Running, timeout_s: float | None) -> int:
     admin.drain()
+    display = progress()
+    try:
+        return _followed(admin, timeout_s, display)
+    finally:
+        display.close()
+
+
+def _followed(admin: Running, timeout_s: float | None, display: Bar | Plain) -> int:
     begun = moved_at = time.monotonic()
-    last: Any = None
+    last: int | None = None
+    first = total = 0
     while True:
         facts = orjson.loads(admin.status())
         waiting = _waiting(facts)
         now = time.monotonic()
         if not waiting:
+            if last is not None:
+                display.advance(total, facts["ledger"]["accepted"] - first)
+            display.close()
             click.echo("drained: nothing is pending")
             return 0
         settled = facts["ledger"]["accepted"] - facts["ledger"]["pending"]
+        if last is None:
+            first, total = settled, facts["ledger"]["pending"]
+            display.start("drain", total, 0, 0, "records")
         if settled != last:
             last, moved_at = settled, now
+        display.advance(min(settled - first, total), settled - first)
         is_over = timeout_s is not None and now - begun >= timeout_s
         is_stuck = timeout_s is None and now - moved_at >= _STUCK_S and all(map(_is_held, waiting))
         if is_over or is_stuck:
+            display.close()
             for lane in waiting:
                 click.echo(f"tillpost: {_held_back(lane)}", err=True)
             return 1

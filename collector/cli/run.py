@@ -3,7 +3,6 @@
 import contextlib
 import os
 import queue
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from collector.cli.completion import keys_known
 from collector.config import ConfigError
 from collector.files import BufferUnusable, FileLock
+from collector.notify import Supervisor
+from collector.place import PASSING, file_system, free_bytes
 from collector.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -24,14 +26,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 _CHECK_S: Final = 1.0
 _SLACK_S: Final = 5.0
 """Beyond the grace, for closing the buffer."""
-_PASSING: Final = frozenset({"tmpfs", "ramfs", "overlay", "aufs", "fuse-overlayfs"})
-"""File systems that end with the machine or the container."""
 
 
 def configuration_options(command: F) -> F:
     """The flags that set configuration."""
     for option in (
-        click.option("--set", "assigned", multiple=True, metavar="SECTION.KEY=VALUE", help="Set any key; repeatable."),
+        click.option("--set", "assigned", multiple=True, metavar="SECTION.KEY=VALUE", shell_complete=keys_known,
+                     help="Set any key; repeatable."),
         click.option("--upstream", metavar="URL", help="Where batches go."),
         click.option("--listen", multiple=True, metavar="ADDR", help="127.0.0.1:8787 or unix:/path; repeatable."),
         click.option("--buffer", metavar="PATH", help="The buffer file."),
@@ -81,16 +82,18 @@ def run(
     logs.configure(settings.config.log.level, settings.config.log.format)
     log = logs.logger("run")
     path = Path(settings.config.buffer.path).absolute()
-    if (passing := _file_system(path)) in _PASSING:
+    if (passing := file_system(path)) in PASSING:
         loss = "it is lost with the container or at a restart: name one on a disk with --buffer"
         log.warning("buffer on a passing file system", path=str(path), file_system=passing, consequence=loss)
-    if (free := _free_bytes(path)) < settings.config.buffer.max_size:
+    if (free := free_bytes(path)) < settings.config.buffer.max_size:
         log.warning("buffer may outgrow the disk", max_size=settings.config.buffer.max_size, free=free,
                     consequence="the disk is full before the buffer is: lower buffer.max_size")  # fmt: skip
+    supervisor = Supervisor()
     with _signals() as signals, started(settings) as collector:
         for url in collector.urls:
             log.info("listening", url=url)
-        return _serve(collector, signals, log, settings.config.shutdown.grace)
+        supervisor.ready(" ".join(["listening on", *collector.urls]))
+        return _serve(collector, signals, log, settings.config.shutdown.grace, supervisor)
 
 
 @contextlib.contextmanager
@@ -106,22 +109,31 @@ def started(settings: Settings) -> Iterator["Collector"]:
         collector.close()
 
 
-def _serve(collector: "Collector", signals: "queue.SimpleQueue[int]", log: Any, grace_s: float) -> int:
+def _serve(
+    collector: "Collector", signals: "queue.SimpleQueue[int]", log: Any, grace_s: float, supervisor: Supervisor
+) -> int:
     """Returns when it is time to stop. Raises what the collector failed of. Either way the process ends soon."""
+    pause = min(_CHECK_S, (supervisor.watchdog_s or _CHECK_S * 3) / 3)
     while True:
         try:
-            number = signals.get(timeout=_CHECK_S)
+            number = signals.get(timeout=pause)
         except queue.Empty:
             failure = collector.failure
             if failure is None:
+                if supervisor.watchdog_s is not None and collector.moves(pause):
+                    supervisor.alive()
                 continue
+            supervisor.stopping()
             unusable = isinstance(failure, BufferUnusable)
             _end_within(grace_s + _SLACK_S, 4 if unusable else 1, log)
             raise failure if unusable else click.ClickException(str(failure)) from None
         if number == getattr(signal, "SIGHUP", None):
+            supervisor.reloading()
             collector.reload()
+            supervisor.ready()
             log.info("credentials read again")
             continue
+        supervisor.stopping()
         log.info("stopping", signal=signal.Signals(number).name)
         for again in (signal.SIGTERM, signal.SIGINT):
             # What was acknowledged is on the disk, so an end without goodbye is as good as a power cut.
@@ -161,22 +173,3 @@ def _signals() -> Iterator["queue.SimpleQueue[int]"]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _free_bytes(buffer: Path) -> int:
-    """Room for the buffer's files: what is free, and what they hold already."""
-    folder = next(place for place in buffer.parents if place.exists())
-    held = sum(file.stat().st_size for file in folder.glob(f"{buffer.name}*") if file.is_file())
-    return shutil.disk_usage(folder).free + held
-
-
-def _file_system(path: Path) -> str:
-    """The type of the file system the path lies on; empty where /proc does not tell."""
-    found, length = "", -1
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
-            place, _, rest = line.partition(" - ")
-            mount = place.split()[4].replace("\\040", " ")
-            if len(mount) >= length and path.is_relative_to(mount):
-                found, length = rest.split()[0], len(mount)
-    return found

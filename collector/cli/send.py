@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from collector.cli.common import size
+from collector.cli.progress import progress
 from collector.post import Post
 from collector.send import Display, Pace, Sender, Totals
 from collector.settings import load
@@ -45,7 +45,7 @@ def send(
         except ValueError as error:
             raise click.UsageError(f"--default-time: {error}; or now", context) from None
     token = load(file=config_file).secrets.ingest_token
-    display: Bar | Plain = Bar() if sys.stderr.isatty() else Plain()
+    display = progress()
     try:
         post = Post(to or os.environ.get("TILLPOST_URL") or _DEFAULT_TO, token=token() if token else None,
                     note=display.note)  # fmt: skip
@@ -88,69 +88,3 @@ def _account(totals: Totals, seconds: float, buffer: str | None) -> int:
         )
         click.echo(f"tillpost: {where}", err=True)
     return 1 if totals.rejected else 0
-
-
-class Bar:
-    """A bar on a terminal, with rate and remaining time; colours unless NO_COLOR is set."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self._rich = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[lines]:,} lines"), TextColumn("{task.fields[rate]:,.0f}/s"),
-            TimeRemainingColumn(), console=console,
-        )  # fmt: skip
-        self._task: TaskID | None = None
-        self._begun = 0.0
-        self._lines_before = 0
-        self._rich.start()
-
-    def start(self, name: str, total_bytes: int | None, done_bytes: int, done_lines: int) -> None:
-        self._begun, self._lines_before = time.monotonic(), done_lines
-        self._task = self._rich.add_task(
-            Path(name).name, total=total_bytes, completed=done_bytes, lines=done_lines, rate=0.0
-        )
-
-    def advance(self, done_bytes: int, done_lines: int) -> None:
-        assert self._task is not None
-        rate = (done_lines - self._lines_before) / max(time.monotonic() - self._begun, 1e-3)
-        self._rich.update(self._task, completed=done_bytes, lines=done_lines, rate=rate)
-
-    def note(self, text: str) -> None:
-        self._rich.console.print(text, style="yellow", markup=False, highlight=False)
-
-    def close(self) -> None:
-        self._rich.stop()
-
-
-class Plain:
-    """A line every few seconds where there is no terminal."""
-
-    _EVERY_S = 5.0
-
-    def __init__(self) -> None:
-        self._name = ""
-        self._total: int | None = None
-        self._next = 0.0
-
-    def start(self, name: str, total_bytes: int | None, done_bytes: int, done_lines: int) -> None:
-        self._name, self._total = name, total_bytes
-        self._next = time.monotonic() + self._EVERY_S
-        if done_lines:
-            click.echo(f"{name}: {done_lines} lines ({size(done_bytes)}) were confirmed earlier", err=True)
-
-    def advance(self, done_bytes: int, done_lines: int) -> None:
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + self._EVERY_S
-        share = f" of {size(self._total)} ({100 * done_bytes / self._total:.0f} %)" if self._total else ""
-        click.echo(f"{self._name}: {done_lines} lines, {size(done_bytes)}{share}", err=True)
-
-    def note(self, text: str) -> None:
-        click.echo(text, err=True)
-
-    def close(self) -> None:
-        """Nothing is left to put away."""

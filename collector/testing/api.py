@@ -297,6 +297,10 @@ class Api:
         return _json(200, {"serverTime": f"{text}{fraction}Z"})
 
     def _permission_check(self, call: Call) -> Answer:
+        """Which of these permissions the key has; asked with a token, not with Basic (API.md 2.3)."""
+        if not call.headers.get("authorization", "").lower().startswith("bearer "):
+            self.violation(call, "permission check without a Bearer token")
+            return self.error(call, 401, "Unauthorized", "Full authentication is required")
         try:
             names = msgspec.json.decode(call.body, type=list[str])
         except msgspec.DecodeError:

@@ -66,6 +66,9 @@ class Memory:
     def checks(self) -> list[Check]:
         return [Check("buffer", True, "12 of 512 MiB", vital=True), *self.failing]
 
+    def details(self) -> list[Check]:
+        return [Check("lane events/email/live", True, "sending")]
+
     async def status(self) -> dict[str, Any]:
         return {"version": "0", "state": "running", "ledger": {"accepted": len(self.records)}, "lanes": [],
                 "upstream": {"url": "<script>alert(1)</script>"}}  # fmt: skip

@@ -188,6 +188,10 @@ def test_a_missing_permission_is_403_and_the_self_check_says_which() -> None:
         reply = client.request("POST", "/uauth/api-key/permission-check", names)
         assert list(reply.json["permissions"].values()) == [True, False]
         assert fake.violations == []
+        basic = "Basic " + base64.b64encode(b"guid:k").decode()
+        path = "/uauth/api-key/permission-check"
+        assert client.request("POST", path, names, headers={"Authorization": basic}).status == 401
+        assert len(fake.violations) == 1  # API.md 2.3: with a Bearer token
 
 
 def test_denied_events_are_403_or_vanish() -> None:

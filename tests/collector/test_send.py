@@ -113,11 +113,11 @@ class Quiet:
         self.notes: list[str] = []
         self.steps: list[int] = []
 
-    def start(self, name: str, total_bytes: int | None, done_bytes: int, done_lines: int) -> None:
-        self.steps.append(done_lines)
+    def start(self, name: str, total: int | None, done: int, count: int, unit: str = "lines") -> None:
+        self.steps.append(count)
 
-    def advance(self, done_bytes: int, done_lines: int) -> None:
-        self.steps.append(done_lines)
+    def advance(self, done: int, count: int) -> None:
+        self.steps.append(count)
 
     def note(self, text: str) -> None:
         self.notes.append(text)

@@ -25,6 +25,7 @@ from collector.ingest import ROUTES
 from collector.listeners import ListenError
 from collector.server import Check, Server
 from collector.tokens import Tokens
+from tests.collector.logged import capture_logs
 from tests.collector.surface import NOW_MS, Memory, config, secret, serving
 
 EVENT = {"type": "logged-in", "label": "in", "client": {"customId": "C-1"}, "time": "2026-05-04T09:53:56.999Z",
@@ -411,6 +412,21 @@ async def test_an_open_address_without_a_token_is_refused_at_the_start() -> None
         assert server.addresses[0].startswith("0.0.0.0:")
 
 
+# The log
+
+
+async def test_refusals_are_a_line_now_and_then_that_quotes_nothing(http: aiohttp.ClientSession) -> None:
+    with capture_logs() as lines:
+        async with serving(token="s3cret") as (server, _, url):
+            for _ in range(5):
+                assert (await post(http, url + "/v4/events/batch", [EVENT]))[0] == 401
+            server._tokens = Tokens(None)
+            assert (await post(http, url + "/v4/events/batch", [{"type": "anna@example.com"}]))[0] == 400
+    told = [line for line in lines if line["event"] == "ingest.refused"]
+    assert [(line["status"], line["requests"]) for line in told] == [(401, 1), (400, 1)]
+    assert "anna" not in str(lines)
+
+
 # Health and pages
 
 
@@ -422,7 +438,8 @@ async def test_readiness_has_a_line_per_check_and_liveness_only_what_is_vital(ht
         memory.failing = [Check("lanes", False, "failed")]
         async with http.get(url + "/readyz?verbose") as answer:
             assert answer.status == 503
-            assert await answer.text() == "[-] server: stopping\n[+] buffer: 12 of 512 MiB\n[-] lanes: failed\n"
+            told = "[-] server: stopping\n[+] buffer: 12 of 512 MiB\n[-] lanes: failed\n"
+            assert await answer.text() == told + "[+] lane events/email/live: sending\n"
         async with http.get(url + "/livez") as answer:
             assert answer.status == 200
         assert (await post(http, url + "/v4/events/batch", [EVENT]))[0] == 202

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from collector.app import STUCK_ROUNDS, LoopTrouble, Parts
+from collector.app import LoopTrouble, Parts
 from collector.buffer import Unknown
+from collector.pulse import STUCK_ROUNDS
 from collector.settings import embedded
 from collector.work import Work
 from tests.collector.buffers import parcel, record
@@ -34,6 +35,16 @@ class Rounds:
         await asyncio.wait((waiting, look), return_when=asyncio.FIRST_COMPLETED)
         look.cancel()
         waiting.cancel()
+        return event.is_set()
+
+
+class Looks(Rounds):
+    """The same, but for looks at the disk, which are due all the time."""
+
+    async def wait(self, event: asyncio.Event, seconds: float | None) -> bool:
+        if seconds is None or seconds >= 1:
+            return await super().wait(event, seconds)
+        await asyncio.sleep(0.001)
         return event.is_set()
 
 
@@ -110,6 +121,102 @@ async def test_a_clock_keeper_that_ends_is_noticed(tmp_path: Path, monkeypatch: 
         assert str(made.failure) == "tillpost-clock died (KeyError)"  # and not what it says
 
 
+async def look(made: Parts, rounds: Rounds) -> None:
+    """Let it look once for what hangs."""
+    before = made.pulse.looks
+    rounds.due.release()
+    await until(lambda: made.pulse.looks != before)
+
+
+async def test_a_courier_that_waits_for_what_never_comes_is_noticed_and_one_that_waits_its_time_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its task lives, it raises nothing, and its lane stands still: only the missing heartbeat tells."""
+    monkeypatch.setattr("collector.courier._WORK_S", 0.0)
+    config = {"shutdown": {"grace": "0s"}, "upstream": {"timeout": "1ms"}, "batch": {"linger": "0s"}}
+    made = Parts(embedded(buffer=tmp_path / "t.db", upstream="http://127.0.0.1:9", api_key="k", config=config).check())
+    rounds, never = Rounds(), asyncio.Event()
+    made.timer = rounds  # type: ignore[assignment]
+    await made.open()
+    try:
+        for _ in range(2 * STUCK_ROUNDS + 1):  # empty lanes wait for ever, and may
+            await made.buffer.quiet()  # looks are half a minute apart: no commit takes that long
+            await look(made, rounds)
+        assert alive(made)
+
+        hung = asyncio.Event()
+
+        async def hangs(_: object) -> None:
+            hung.set()
+            await never.wait()
+
+        monkeypatch.setattr(made.upstream, "deliver", hangs)
+        monkeypatch.setattr(made.keeper, "ready", ready)
+        await made.append([parcel([record("a")])], None)
+        await until(lambda: hung.is_set() and made.lanes.pulses())
+        seen = []
+        for _ in range(2 * STUCK_ROUNDS + 1):
+            if made.buffer.under_way is not None:
+                await made.buffer.quiet()
+            await look(made, rounds)
+            seen.append((alive(made), made.failure is not None))
+        assert seen[:STUCK_ROUNDS] == [(True, False)] * STUCK_ROUNDS
+        assert seen[STUCK_ROUNDS] == (False, False)
+        assert "[-] lanes: not getting on: events/email/live" in lines_of(made)
+        assert "events/email/live: sending, 1 pending" in lines_of(made)
+        assert seen[-1] == (False, True)
+        assert str(made.failure) == "events/email/live does not get on"
+    finally:
+        never.set()
+        await made.close()
+
+
+async def ready() -> None:
+    """A keeper that knows the time."""
+
+
+def lines_of(made: Parts) -> str:
+    """As ``/readyz?verbose`` shows them."""
+    checks = (*made.checks(), *made.details())
+    return "\n".join(f"[{'+' if check.ok else '-'}] {check.name}: {check.text}" for check in checks)
+
+
+async def test_a_writer_that_waits_for_what_never_comes_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No transaction is under way, the task lives: nothing is ever committed again."""
+    monkeypatch.setattr("collector.app.LOOK_EVERY_S", 0.01)
+    config = {"shutdown": {"grace": "0s"}}
+    made = Parts(embedded(buffer=tmp_path / "t.db", upstream="http://127.0.0.1:9", api_key="k", config=config).check())
+    rounds, never = Looks(), asyncio.Event()
+    made.timer = rounds  # type: ignore[assignment]
+    await made.open()
+    try:
+        hung = asyncio.Event()
+
+        async def hangs(*_: object) -> None:
+            hung.set()
+            await never.wait()
+
+        for _ in range(2 * STUCK_ROUNDS + 1):
+            before = made._looks
+            await until(lambda before=before: made._looks > before)
+            await made.buffer.quiet()
+            await look(made, rounds)
+        assert alive(made)
+        commit = made.buffer._commit
+        monkeypatch.setattr(made.buffer, "_commit", hangs)
+        await until(hung.is_set)
+        for _ in range(STUCK_ROUNDS + 1):
+            await look(made, rounds)
+        assert not alive(made)
+        assert "[-] disk: hangs" in lines_of(made)
+        monkeypatch.setattr(made.buffer, "_commit", commit)
+    finally:
+        never.set()
+        await made.close()
+
+
 async def test_a_disk_that_hangs_or_a_dead_connection_thread_is_noticed_and_a_pause_is_not_mistaken_for_it(
     tmp_path: Path,
 ) -> None:
@@ -130,13 +237,11 @@ async def test_a_disk_that_hangs_or_a_dead_connection_thread_is_noticed_and_a_pa
         await until(hangs.is_set)
         seen = []
         for _ in range(2 * STUCK_ROUNDS + 1):
-            before = made._stuck, made._under_way
-            rounds.due.release()
-            await until(lambda before=before: (made._stuck, made._under_way) != before)
+            await look(made, rounds)
             seen.append((alive(made), made.failure is not None))
         assert seen[:STUCK_ROUNDS] == [(True, False)] * STUCK_ROUNDS  # one look, however late it comes, proves nothing
         assert seen[STUCK_ROUNDS] == (False, False)
-        assert seen[-1] == (False, True), (seen, made._stuck, made._under_way, made.buffer._hops, stuck)
+        assert seen[-1] == (False, True), (seen, made.pulse._rounds, stuck)
         assert "the disk hangs" in str(made.failure)
     finally:
         hanging.set()
