@@ -99,7 +99,7 @@ REASONS: Final = (
     _on(r"^\d{3} from the|instead of the upstream's time", "The upstream has troubles of its own.", _PATIENCE),
     _on("did not answer in time", "The upstream does not answer in time.", _PATIENCE),
     _on(
-        "broke off|not HTTP|no answer of the API|not JSON|names nothing|Tillpost-Accepted|without a token",
+        "broke off|not HTTP|no answer of the API|not JSON|names nothing|records sent|sends otherwise|without a token",
         "The upstream's answers make no sense, or the connection breaks off.",
         _PATIENCE,
     ),
