@@ -233,6 +233,7 @@ def test_retry_and_discard_work_with_the_token_and_not_with_another(shop: Shop) 
     assert page.locator("#decide li").count() == 0
     page.click("text=Forget the token")
     assert page.is_visible("#unlock") and page.input_value("#token") == ""
+    assert sum(asked.endswith("/dead-letters/discard") for asked in shop.asked) == 1, "neither Keep nor Escape discards"
     shop.complaints[:] = [said for said in shop.complaints if "403" not in said]  # the browser reports the guess
 
 
