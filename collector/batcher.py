@@ -39,6 +39,11 @@ class Gate:
     """A record further ahead than this is buried instead of held."""
     corrections: Corrections = field(default_factory=NoCorrections)
 
+    @property
+    def horizon_ms(self) -> int:
+        """A record of a later time may not leave."""
+        return self.now_ms - self.margin_ms
+
 
 OPEN_GATE: Final = Gate(now_ms=1 << 62)
 """Lets everything pass; for reading a buffer rather than delivering it."""
@@ -107,7 +112,7 @@ def assemble(
     done = Assembly()
     spans: list[Span] = []
     count, size = 0, 2
-    horizon = gate.now_ms - gate.margin_ms
+    horizon = gate.horizon_ms
     kind = KINDS[lane.kind]
     full = False
     for stored in chunks:
@@ -175,10 +180,10 @@ def _single(
     # keys compare what was accepted, so they do not change when a time is repaired
     if is_busy is not None and is_busy(order_key(piece.chunk.as_stored.record(piece.start))):
         return Aside("busy")
-    if latest <= gate.now_ms - gate.margin_ms:
+    if latest <= gate.horizon_ms:
         return None
     due = time_ms(piece.chunk.record(piece.start))
-    if due <= gate.now_ms - gate.margin_ms:
+    if due <= gate.horizon_ms:
         return None
     if due > gate.now_ms + gate.hold_max_ms:
         return Dead(f"its time is more than {gate.hold_max_ms // 3_600_000} h ahead of the upstream's clock")

@@ -29,13 +29,14 @@ import aiosqlite
 
 from collector import schema, watermark
 from collector.admission import EVERYTHING, Admission, Full, Policy, Sizes
-from collector.batcher import Aside, Delivered, Fate, Gate, Limits, Wait
+from collector.batcher import Delivered, Fate, Gate, Limits, Wait
 from collector.chunks import Batch, salts_in
 from collector.crashpoints import reach
 from collector.database import Synchronous, connect, hop, prepare
 from collector.files import BufferInUse, BufferUnusable, FileLock, Moved, create_private, footing, identity, sync_folder
 from collector.kinds import Lane, Parcel
 from collector.logs import logger
+from collector.parked import Parked
 from collector.quarantine import Quarantine, damage_in, lacks_log, look
 from collector.reserve import Reserve
 from collector.salvage import Damage, Salvage, read_damage
@@ -122,7 +123,7 @@ class Buffer:
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _closing: bool = False
     _in_hand: dict[Lane, Batch] = field(default_factory=dict)
-    _parked: dict[int, int] = field(default_factory=dict)
+    _parked: Parked = field(default_factory=Parked)
     _dead_salts: set[int] = field(default_factory=set)
     _dead_bytes: int = 0
     _used: int = 0
@@ -359,11 +360,6 @@ class Buffer:
         for some in _in_steps(fates, self.sizes.max_step):
             weight = sum(3 * len(part.body) for part, fate in some if _is_heavy(part, fate))
             await self._do(_Unit(_future(), body=partial(Work.settle, fates=some), weight=LIGHT + weight))
-        for part, fate in fates:
-            if not isinstance(fate, Aside):
-                for span in part.spans:
-                    if span.chunk.from_aside:
-                        self._parked.pop(span.chunk.id, None)
 
     def release(self, batch: Batch) -> None:
         """Nobody works on this batch any more; what of it has no fate stays pending."""
@@ -574,7 +570,7 @@ class Buffer:
             self._ledger[name] = self._ledger.get(name, 0) + change
         self._dead_bytes = work.dead_bytes
         self._dead_salts |= work.new_dead_salts
-        self._parked.update(work.parked)
+        self._parked.note(work.parked, self.clock.boot_ms())
 
     async def _after_failure(
         self, units: list[_Unit], appends: list[_Append], error: sqlite3.Error | OSError, last_try: bool

@@ -177,11 +177,18 @@ class Keeper:
         self._gated_ms = self._clock.boot_ms()
         return Gate(
             now_ms=self.upstream.now_ms(),
-            # a clock known less well than the margin needs a wider one
-            margin_ms=max(round(self._config.margin * 1000), self.upstream.uncertainty_ms + self.upstream.drift_ms),
+            margin_ms=self._margin_ms(),
             hold_max_ms=round(self._config.hold_max * 1000),
             corrections=self.corrections,
         )
+
+    def horizon_ms(self) -> int:
+        """A record of a later time may not be sent now; goes back when the upstream's clock was set back."""
+        return self.upstream.now_ms() - self._margin_ms()
+
+    def _margin_ms(self) -> int:
+        # a clock known less well than the margin needs a wider one
+        return max(round(self._config.margin * 1000), self.upstream.uncertainty_ms + self.upstream.drift_ms)
 
     async def start(self) -> None:
         """Read what is on disk, and note that a boot began if one did."""

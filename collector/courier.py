@@ -68,6 +68,7 @@ class Timekeeper(Protocol):
 
     async def ready(self) -> Later | Paused | None: ...
     def gate(self) -> Gate: ...
+    def horizon_ms(self) -> int: ...
 
 
 class Tally(Protocol):
@@ -269,7 +270,7 @@ class Courier:
         if found is None or await self._grew(found, limits, before):
             return None
         self._sent_ms, self._seen_seq = clock.boot_ms(), before.last_seq
-        self._horizon_ms = gate.now_ms - gate.margin_ms
+        self._horizon_ms = gate.horizon_ms
         return found
 
     async def _grew(self, batch: Batch, limits: Limits, before: LaneState) -> bool:
@@ -328,6 +329,8 @@ class Courier:
             await self._patience.hold()
             if self._common.source.erasures != self._erasures:
                 return  # somebody was forgotten: take again what is left
+            if self._common.keeper.horizon_ms() < self._horizon_ms:
+                return  # the upstream's clock was set back: what is in hand may lie ahead of it now
             piece = self._head()
             part = piece.part
             outcome = await self._send(part)

@@ -1,7 +1,7 @@
 """What leaves the buffer next: reads chunks lane by lane, verifies them, asks the batcher."""
 
 from array import array
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import closing
 from typing import Any, Final
 
@@ -9,11 +9,24 @@ from collector.batcher import Aside, Dead, Gate, Limits, Wait, assemble
 from collector.chunks import Batch, Chunk, Span
 from collector.kinds import KINDS, Lane, Run
 from collector.logs import logger
+from collector.parked import Parked
 from collector.work import SEQ_BITS, Damaged, LaneState, Work
 
 log = logger("buffer")
 
 Row = tuple[Any, ...]
+_UNTIMED: Final = (
+    "SELECT id, accepted_ms, crc, runs, body, reason FROM aside a INDEXED BY aside_by_due "
+    "WHERE lane = ?1 AND due_ms IS NULL AND id > ?2 AND NOT EXISTS "
+    "(SELECT 1 FROM aside b WHERE b.lane = ?1 AND b.order_key = a.order_key AND b.id < a.id) ORDER BY id"
+)
+"""Parked, denied, or behind one that was."""
+_TIMED: Final = (
+    "SELECT id, accepted_ms, crc, runs, body, reason FROM aside a INDEXED BY aside_by_due "
+    "WHERE lane = ?1 AND due_ms <= ?2 AND NOT EXISTS "
+    "(SELECT 1 FROM aside b WHERE b.lane = ?1 AND b.order_key = a.order_key AND b.id < a.id) ORDER BY due_ms, id"
+)
+"""Those whose time has come."""
 DAMAGED: Final = Dead("its stored bytes fail their checksum")
 
 
@@ -22,7 +35,7 @@ def take(
     lane: Lane,
     limits: Limits,
     gate: Gate,
-    parked: Mapping[int, int],
+    parked: Parked,
     boot_ms: int,
     max_aside: int = 1 << 62,
 ) -> Batch | Wait | None:
@@ -109,10 +122,10 @@ def _bury_damaged(work: Work, lane: Lane, row: Row) -> None:
 
 
 def _take_aside(
-    work: Work, state: LaneState, limits: Limits, gate: Gate, parked: Mapping[int, int], boot_ms: int
+    work: Work, state: LaneState, limits: Limits, gate: Gate, parked: Parked, boot_ms: int
 ) -> tuple[Batch | None, int | None]:
     """Records whose wait is over; else when the next one's is, in ms of the upstream's clock."""
-    horizon = gate.now_ms - gate.margin_ms
+    horizon = gate.horizon_ms
     (next_due,) = work.conn.execute(
         "SELECT min(due_ms) FROM aside WHERE lane = ? AND due_ms > ?", (state.id, horizon)
     ).fetchone()
@@ -120,18 +133,12 @@ def _take_aside(
     spans: list[Span] = []
     size = 2
     damaged: list[Row] = []
-    rows = work.conn.execute(
-        "SELECT id, accepted_ms, crc, runs, body, reason FROM aside a WHERE lane = ?1 "
-        "AND (due_ms IS NULL OR due_ms <= ?2) AND NOT EXISTS "
-        "(SELECT 1 FROM aside b WHERE b.lane = ?1 AND b.order_key = a.order_key AND b.id < a.id) ORDER BY id",
-        (state.id, horizon),
-    )
-    with closing(rows):
+    with closing(_aside(work, state, horizon, parked, boot_ms)) as rows:
         for row in rows:
-            row_id, reason = row[0], row[5]
-            if reason in ("parked", "denied") and (due := parked.get(row_id, 0)) > boot_ms:
-                waits.append(gate.now_ms + due - boot_ms)
+            if isinstance(row, int):
+                waits.append(gate.now_ms + row - boot_ms)
                 continue
+            reason = row[5]
             chunk = Chunk.load_aside(row, state.lane)
             if chunk is None:
                 damaged.append(row)
@@ -152,6 +159,31 @@ def _take_aside(
     for row in damaged:
         _bury_damaged_aside(work, state.lane, row)
     return (Batch.of(state.lane, spans) if spans else None), min(waits, default=None)
+
+
+def _aside(
+    work: Work, state: LaneState, horizon: int, parked: Parked, boot_ms: int
+) -> Generator[Row | int, None, None]:
+    """Records whose wait may be over, none behind another of its order key; for a run that waits, until when.
+
+    Each query follows an index and is read only as far as needed: a million may stand aside.
+    """
+    after, previous, jumped = 0, None, True
+    while jumped:
+        jumped = False
+        with closing(work.conn.execute(_UNTIMED, (state.id, after))) as rows:
+            for row in rows:
+                run = parked.run_at(state.id, row[0], boot_ms) if row[5] in ("parked", "denied") else None
+                if run is None:
+                    previous = None
+                    yield row
+                    continue
+                yield run.due_ms
+                previous = run if previous is None else parked.join(state.id, previous, run, boot_ms)
+                after, jumped = run.last, True
+                break
+    with closing(work.conn.execute(_TIMED, (state.id, horizon))) as rows:
+        yield from rows
 
 
 def _bury_damaged_aside(work: Work, lane: Lane, row: Row) -> None:

@@ -77,8 +77,8 @@ class Work:
         self.dead_bytes = self._dead_bytes_before = dead_bytes
         self.dead_max = dead_max
         self.new_dead_salts: set[int] = set()
-        self.parked: dict[int, int] = {}
-        """Records of `aside` newly parked: id to when they may be tried again, time since boot in ms."""
+        self.parked: list[tuple[int, int, int]] = []
+        """Records newly parked: lane, row of `aside`, when they may be tried again, time since boot in ms."""
         self._committed = lanes
         self.lanes: dict[Lane, LaneState] = {}
         """The lanes this transaction touched, as they will be."""
@@ -86,7 +86,7 @@ class Work:
     def undoable(self) -> Callable[[], None]:
         """A function that puts the counts back as they are now; the rows are the savepoint's business."""
         ledger, lanes = Counter(self.ledger), {lane: msgspec.structs.replace(s) for lane, s in self.lanes.items()}
-        dead_bytes, salts, parked = self.dead_bytes, set(self.new_dead_salts), dict(self.parked)
+        dead_bytes, salts, parked = self.dead_bytes, set(self.new_dead_salts), list(self.parked)
 
         def undo() -> None:
             self.ledger, self.lanes = ledger, lanes
@@ -249,7 +249,7 @@ class Work:
                     self.conn.execute(
                         "UPDATE aside SET reason = ?, due_ms = ? WHERE id = ?", (fate.reason, due_ms, span.chunk.id)
                     )
-                self._park(span.chunk.id, fate)
+                self._park(state, span.chunk.id, fate)
         order_key = KINDS[part.lane.kind].order_key
         for chunk, left in self.remove(Batch.of(part.lane, (s for s in part.spans if not s.chunk.from_aside))):
             stored = chunk.as_stored
@@ -262,16 +262,15 @@ class Work:
                      runs, record),
                 ).fetchone()[0]  # fmt: skip
                 reach("setting-aside")
-                self._park(row_id, fate)
+                self._park(state, row_id, fate)
                 state.pending += 1
                 state.aside += 1
                 state.bytes += len(record)
                 self.ledger["pending"] += 1
 
-    def _park(self, row_id: int, fate: Aside) -> None:
-        # in memory only: after a restart a parked record may be tried at once
+    def _park(self, state: LaneState, row_id: int, fate: Aside) -> None:
         if fate.reason in ("parked", "denied") and fate.due_ms is not None:
-            self.parked[row_id] = fate.due_ms
+            self.parked.append((state.id, row_id, fate.due_ms))
 
     def finish(self) -> None:
         """Write what changed in the lanes and the ledger. Raises Damaged where the counts cannot be."""

@@ -46,6 +46,7 @@ CREATE TABLE aside (
 );
 CREATE INDEX aside_by_key ON aside (lane, order_key, id);
 CREATE INDEX aside_by_due ON aside (lane, due_ms);
+CREATE INDEX aside_by_age ON aside (lane, accepted_ms);
 
 CREATE TABLE dead (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,

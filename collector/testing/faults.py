@@ -176,12 +176,12 @@ class Script:
         with self._lock:
             self._faults.append(fault)
 
-    def clear(self) -> None:
-        """Ends every fault, those that hold a request included."""
+    def clear(self, keep: str | None = None) -> None:
+        """Ends every fault, those that hold a request included; those named `keep` go on without a gap."""
         with self._lock:
             for fault in self._faults:
-                fault.cleared = True
-            self._faults.clear()
+                fault.cleared = fault.name != keep
+            self._faults = [fault for fault in self._faults if not fault.cleared]
 
     @property
     def active(self) -> list[Fault]:

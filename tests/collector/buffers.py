@@ -1,9 +1,13 @@
 """What the buffer's tests share: records, parcels, and a gate that lets everything pass."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 from collector.batcher import Gate, Limits
+from collector.buffer import Buffer
 from collector.kinds import KINDS, Lane, Parcel, Run
 
 EMAIL = Lane("events", "email", "live")
@@ -31,6 +35,16 @@ def parcel(records: Iterable[bytes], lane: Lane = EMAIL, *, boot: str | None = N
     held = list(records)
     latest = max((KINDS[lane.kind].time_ms(one) for one in held), default=0)
     return Parcel(lane, held, [Run(len(held), latest, boot, offset_ms)])
+
+
+@asynccontextmanager
+async def opened(path: Path, **options: Any) -> AsyncIterator[Buffer]:
+    """A buffer that is closed also when the test fails: its thread would keep the interpreter from ending."""
+    buffer = await Buffer.open(path, **options)
+    try:
+        yield buffer
+    finally:
+        await buffer.close()
 
 
 def adds_up(ledger: dict[str, int]) -> bool:

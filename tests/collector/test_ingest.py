@@ -126,7 +126,7 @@ def events(draw: st.DrawFn) -> dict[str, Any]:
 layouts = st.sampled_from([{}, {"indent": 1}, {"separators": (",", ":")}, {"ensure_ascii": False}])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(events(), max_size=6), layouts)
 def test_complete_records_are_stored_byte_for_byte(batch: list[dict[str, Any]], layout: dict[str, Any]) -> None:
     texts = [json.dumps(event, **layout) for event in batch]
@@ -143,7 +143,7 @@ def test_complete_records_are_stored_byte_for_byte(batch: list[dict[str, Any]], 
         assert parcel.runs == [Run(len(parcel.records), latest, None, 0)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(events(), st.sampled_from(["left out", "null", "given"]), st.sampled_from(["left out", "null", "given"]))
 def test_completing_adds_what_is_missing_and_changes_nothing_else(event: dict[str, Any], time: str, salt: str) -> None:
     state = {"time": time, "eventSalt": salt}

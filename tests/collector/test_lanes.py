@@ -72,6 +72,9 @@ class Timekeeper:
     def gate(self) -> Gate:
         return Gate(self.clock.wall_ms(), self.margin_ms)
 
+    def horizon_ms(self) -> int:
+        return self.gate().horizon_ms
+
 
 def salts_of(batch: Batch) -> list[str]:
     return [each["eventSalt"] for each in orjson.loads(batch.body)]

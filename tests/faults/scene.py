@@ -86,6 +86,19 @@ class Scene:
         assert self.fake.altered == 0
         assert self.fake.violations == []
 
+    def all_have_been(self, state: str) -> None:
+        """Wait until every lane was seen in this state, which may be a short one."""
+        seen: set[tuple[str, str, str]] = set()
+
+        def condition() -> bool:
+            lanes = self.lanes
+            seen.update(
+                (lane["kind"], lane["identifier"], lane["priority"]) for lane in lanes if lane["state"] == state
+            )
+            return len(seen) == len(lanes)
+
+        until(f"every lane to have been {state}", condition)
+
     def kept(self, count: int | None = None) -> None:
         """Nothing arrived, nothing is buried and nothing is gone."""
         ledger = self.ledger

@@ -70,7 +70,7 @@ def test_an_answer_that_is_nobodys_fault_is_waited_out(tmp_path: Path, name: str
     with scene(tmp_path) as now:
         hole = now.road.hole("request", WAITS[name], times=None)
         now.accept()
-        now.all_are("backing-off")
+        now.all_have_been("backing-off")
         until("it to be tried again and again", lambda: hole.hits >= 15)
         now.kept()
         now.road.mend()

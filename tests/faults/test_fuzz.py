@@ -29,7 +29,7 @@ from tests.collector.test_ingest import CART, CUSTOM, EVENT, SALE
 from tracker.wire import EVENTS_BATCH, TRANSACTIONS_BATCH, ClockHeader
 
 EXAMPLES = 150 * int(os.environ.get("TILLPOST_FUZZ", "1"))
-fuzzed = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+fuzzed = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
 LENIENT = Ingest(msgspec.convert({"ingest": {"nulls": "drop"}, "upstream": {"identifiers": "first"}}, Config),
                  FixedClock(), lambda: NOW_MS)  # fmt: skip
@@ -131,7 +131,7 @@ def test_the_fuzzed_bodies_are_accepted_and_refused_often_enough() -> None:
     """Else the test above proves little."""
     seen: Counter[bool] = Counter()
 
-    @settings(max_examples=200, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=200, database=None, suppress_health_check=list(HealthCheck))
     @given(bodies())
     def look(body: bytes) -> None:
         seen[bool(accept(STRICT, EVENTS_BATCH, body, {}))] += 1

