@@ -62,8 +62,6 @@ LOOK_EVERY_S: Final = 2.0
 """How often the disk is looked at while nothing is committed."""
 EXPIRE_EVERY_S: Final = 3600.0
 TROUBLE_EVERY_S: Final = 60.0
-LATEST: Final = 10
-"""Dead letters named in ``status.json``."""
 
 
 class CollectorFailed(Exception):
@@ -319,7 +317,7 @@ class Parts:
     async def _latest(self) -> list[dict[str, Any]]:
         with suppress(Unknown):
             if (ledger := self.buffer.ledger())["dead"] or ledger["superseded"]:
-                return await deadletters.latest(self.buffer, LATEST)
+                return await deadletters.latest(self.buffer)
         return []
 
     def minutes(self, count: int) -> Mapping[str, Any]:

@@ -59,7 +59,7 @@ async def page(buffer: Buffer, limit: int = 100, after: int = 0) -> dict[str, An
     return {"dead_letters": letters, "next": rows[limit - 1][0] if len(rows) > limit else None}
 
 
-async def latest(buffer: Buffer, limit: int) -> list[dict[str, Any]]:
+async def latest(buffer: Buffer, limit: int = 10) -> list[dict[str, Any]]:
     """The newest dead letters, without the record and what the upstream said of it: both may name a person (G12)."""
 
     def read(work: Work) -> list[tuple[Any, ...]]:
