@@ -28,6 +28,7 @@ from collector.crashpoints import reach
 from collector.credentials import make_credentials
 from collector.delivery import Http, HttpUpstream
 from collector.files import BufferInUse, BufferUnusable, beside
+from collector.history import History
 from collector.ingest import Ingest
 from collector.kinds import Lane, Parcel
 from collector.lanes import Lanes
@@ -38,6 +39,7 @@ from collector.server import SHUTDOWN_S, Check, Server
 from collector.settings import Settings, embedded
 from collector.status import State, status_of
 from collector.tokens import AdminToken, Tokens
+from collector.troubles import condition
 from collector.units import parse_duration
 from collector.waiting import SystemTimer, Timer
 from tracker.time import Clock, SystemClock
@@ -133,6 +135,9 @@ class Parts:
             self.buffer, self.upstream, self.keeper, config, clock=self.clock, timer=self.timer, tally=self.counters,
             on_end=self._ended,
         )  # fmt: skip
+        self.history = History(
+            self.buffer, self.clock, self.keeper.upstream.now_ms, lambda: self.keeper.upstream.synchronised
+        )
         self.server = Server(
             config,
             Ingest(config, self.clock, self.keeper.upstream.known_ms),
@@ -144,6 +149,7 @@ class Parts:
         )
         try:
             await self.keeper.start()
+            await self.history.load()
             await self.server.start(beside(self.buffer.path, ".sock") if hasattr(os, "fork") else None)
         except BaseException as error:
             await self.server.close()
@@ -251,7 +257,7 @@ class Parts:
                 expired = now
 
     async def _look(self) -> None:
-        """Notice files that are taken away, and let the lanes go on as soon as a full disk has room again."""
+        """Notice files that are taken away, let the lanes go on as soon as a full disk has room again; remember."""
         while not await self.timer.wait(self._stop, LOOK_EVERY_S):
             was_tight = self.buffer.is_tight
             self._looks += 1
@@ -263,6 +269,7 @@ class Parts:
                 self.state = "failed"
             elif was_tight and not self.buffer.is_tight:
                 self.lanes.nudge()
+            await self.history.look({str(lane): doing.last_error for lane, doing in self.lanes.activity().items()})
 
     async def _expire(self) -> bool:
         """Discard dead letters past `dead.keep`, unless only our own clock tells their age: it may be years ahead."""
@@ -342,7 +349,7 @@ class Parts:
 
     async def status(self) -> dict[str, Any]:
         upstream = self.config.upstream
-        return await status_of(
+        facts = await status_of(
             self.buffer,
             state="failed" if self.buffer.failed else self.state,
             activity=self.lanes.activity(),
@@ -350,6 +357,18 @@ class Parts:
             upstream={"url": upstream.url, "auth": upstream.auth, "token_age_s": self.credentials.token_age_s},
             listening=self.server.addresses,
         )
+        facts |= {"today": self.history.today(), "errors": self.history.errors(), "dead_letters": await self._latest()}
+        facts["operations"] = "token" if self.settings.secrets.admin_token is not None else "socket"
+        return facts | {"condition": condition(facts)}
+
+    async def _latest(self) -> list[dict[str, Any]]:
+        with suppress(Unknown):
+            if (ledger := self.buffer.ledger())["dead"] or ledger["superseded"]:
+                return await deadletters.latest(self.buffer)
+        return []
+
+    def minutes(self, count: int) -> Mapping[str, Any]:
+        return self.history.minutes(count)
 
     async def metrics(self) -> bytes:
         return metrics.render(await self.status(), self.counters)

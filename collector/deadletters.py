@@ -59,6 +59,30 @@ async def page(buffer: Buffer, limit: int = 100, after: int = 0) -> dict[str, An
     return {"dead_letters": letters, "next": rows[limit - 1][0] if len(rows) > limit else None}
 
 
+async def latest(buffer: Buffer, limit: int = 10) -> list[dict[str, Any]]:
+    """The newest dead letters, without the record and what the upstream said of it: both may name a person (G12)."""
+
+    def read(work: Work) -> list[tuple[Any, ...]]:
+        return work.conn.execute(
+            "SELECT d.id, l.kind, l.identifier, d.status, CASE WHEN d.status IS NULL THEN d.reason END, d.died_ms, "
+            "d.superseded FROM dead d JOIN lanes l ON l.id = d.lane ORDER BY d.id DESC LIMIT ?",
+            (limit,),
+        ).fetchall()
+
+    return [
+        {
+            "id": letter_id,
+            "kind": kind,
+            "identifier": identifier,
+            "status": status,
+            "reason": reason,
+            "died_at": format_ms(died_ms),
+            "superseded": bool(superseded),
+        }
+        for letter_id, kind, identifier, status, reason, died_ms, superseded in await buffer.run(read)
+    ]
+
+
 def _as_json(body: bytes) -> msgspec.Raw:
     """The record as it was accepted, number for number."""
     try:

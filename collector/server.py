@@ -28,6 +28,7 @@ from collector.bodies import check_type, read_body
 from collector.buffer import Unknown
 from collector.config import Config
 from collector.door import HEAD_S, IDLE_S, Door
+from collector.history import MINUTES_MAX
 from collector.ingest import ROUTES, Ingest
 from collector.kinds import Parcel
 from collector.listeners import Listener, NoRoom, bind, bind_unix, refuse_open_doors
@@ -96,6 +97,10 @@ class Core(Protocol):
 
     async def metrics(self) -> bytes:
         """The body of ``/metrics``."""
+        ...
+
+    def minutes(self, count: int) -> Mapping[str, Any]:
+        """The body of ``/history.json``: the last `count` minutes."""
         ...
 
 
@@ -341,6 +346,8 @@ class Server:
             "/status.json": {"GET": self._status},
             "/openapi.json": {"GET": self._openapi},
             "/": {"GET": self._page},
+            "/history.json": {"GET": self._history},
+            **{path: {"GET": self._asset} for path in page.ASSETS},
             **OperationsApi(self._operations, self._small_body).paths(),
         }
 
@@ -394,6 +401,16 @@ class Server:
 
     async def _page(self, _: web.BaseRequest) -> Answer:
         return 200, {**page.HEADERS, **PRIVATE}, page.render(await self._core.status())
+
+    async def _history(self, request: web.BaseRequest) -> Answer:
+        asked = request.query.get("minutes", "60")
+        if not (asked.isascii() and asked.isdigit() and len(asked) < 9 and 1 <= int(asked) <= MINUTES_MAX):
+            raise Refused(400, f"minutes must be 1 to {MINUTES_MAX}")
+        return json_answer(self._core.minutes(int(asked)))
+
+    async def _asset(self, request: web.BaseRequest) -> Answer:
+        kind, body = page.asset(request.path)
+        return 200, {"Content-Type": kind, **PRIVATE}, body
 
 
 def _connections_allowed() -> int:

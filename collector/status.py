@@ -82,6 +82,8 @@ async def status_of(
             "max_bytes": buffer.sizes.max_size,
             "usable_bytes": buffer.sizes.usable,
             "dead_bytes": buffer.dead_bytes,
+            "full": buffer.is_full,
+            "disk_full": buffer.is_tight,
         },
         "damage": buffer.damage and buffer.damage.facts(),
         "clock": dict(clock or {"offset_ms": None, "synchronised": False}),

@@ -76,6 +76,9 @@ class Memory:
     async def metrics(self) -> bytes:
         return b"tillpost_records_accepted_total 0\n"
 
+    def minutes(self, count: int) -> dict[str, Any]:
+        return {"at": [NOW_MS // 1000], "accepted": [count], "delivered": [0], "pending": [0]}
+
     async def dead_letters(self, limit: int, after: int) -> Any:
         return {"dead_letters": [], "next": None, "asked": [limit, after]}
 

@@ -10,7 +10,6 @@ import socket
 import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from collector import page
 from collector.admission import Full
 from collector.buffer import Unknown
 from collector.config import Config, ConfigError
@@ -455,21 +455,48 @@ async def test_metrics_status_and_head(http: aiohttp.ClientSession) -> None:
             assert answer.status == 200
 
 
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.seen.append(tag)
-
-
-async def test_the_page_escapes_what_it_shows_and_allows_no_script(http: aiohttp.ClientSession) -> None:
+async def test_the_page_escapes_what_it_shows_and_allows_only_scripts_of_its_own(http: aiohttp.ClientSession) -> None:
     async with serving() as (_, _, url), http.get(url + "/") as answer:
-        tags = Tags()
-        tags.feed(await answer.text())
-        assert "script" not in tags.seen and "table" in tags.seen
-        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        text = await answer.text()
+        policy = dict(rule.split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split("; "))
+    assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert not re.search(r'<script(?! src="/page/[a-z]+\.js" defer></script>)|<style|\sstyle=|\son[a-z]+=', text)
+    assert policy["default-src"] == "'none'" and policy["form-action"] == "'none'"
+    assert all(policy[kind] == "'self'" for kind in ("script-src", "style-src", "img-src", "connect-src"))
+
+
+async def test_what_the_page_needs_is_served_beside_it(http: aiohttp.ClientSession) -> None:
+    async with serving() as (_, _, url):
+        async with http.get(url + "/") as answer:
+            wanted = re.findall(r'(?:src|href)="(/page/[^"]+)"', await answer.text())
+        assert sorted(wanted) == sorted(page.ASSETS)
+        for path in wanted:
+            async with http.get(url + path) as answer:
+                assert (answer.status, answer.headers["Content-Type"]) == (200, page.ASSETS[path])
+                assert answer.headers["X-Content-Type-Options"] == "nosniff" and await answer.read()
+            async with http.head(url + path) as answer:
+                assert (answer.status, await answer.read()) == (200, b"")
+            async with http.get(url + path, headers={"Host": "evil.example"}) as answer:
+                assert answer.status == 421
+            async with http.get(url + path, headers={"Origin": "http://evil.example"}) as answer:
+                assert answer.status == 403
+        async with http.get(url + "/page/uplot.LICENSE") as answer:
+            assert answer.status == 404
+
+
+@pytest.mark.parametrize(("query", "minutes"), [("", 60), ("?minutes=1", 1), ("?minutes=1440", 1440)])
+async def test_the_history_goes_back_as_far_as_it_is_asked_to(
+    http: aiohttp.ClientSession, query: str, minutes: int
+) -> None:
+    async with serving() as (_, _, url), http.get(url + "/history.json" + query) as answer:
+        assert (await answer.json())["accepted"] == [minutes]
+
+
+@pytest.mark.parametrize("asked", ["0", "1441", "x", "²", "-1", ""])
+async def test_a_history_of_no_length_or_of_days_is_refused(http: aiohttp.ClientSession, asked: str) -> None:
+    async with serving() as (_, _, url), http.get(url + "/history.json", params={"minutes": asked}) as answer:
+        assert answer.status == 400
+        assert (await answer.json())["message"] == "minutes must be 1 to 1440"
 
 
 async def test_the_openapi_document_names_exactly_what_is_served(http: aiohttp.ClientSession) -> None:

@@ -1,5 +1,6 @@
 """What a fault test needs from the machine: skip with the reason, or fail where everything must be there."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -23,6 +24,17 @@ def faketime() -> str:
         for found in sorted(Path(folder).glob("**/libfaketime.so.1")):
             return str(found)
     return missing("libfaketime (apt-get install faketime)")
+
+
+def browser() -> str:
+    """The path of Chromium, and Playwright to drive it."""
+    for package in ("playwright", "axe_playwright_python"):
+        if importlib.util.find_spec(package) is None:
+            missing(f"{package} (pip install '.[test]')")
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    return missing("a browser (apt-get install chromium)")
 
 
 def namespaces() -> None:
