@@ -16,7 +16,7 @@ import msgspec
 from collector.config import Config, ConfigError
 from collector.examine import examine
 from collector.files import BufferInUse, FileLock, beside
-from collector.place import COPYING, PASSING, file_system, folder_of, free_bytes
+from collector.place import concern, file_system, folder_of, free_bytes
 from collector.quarantine import Quarantine
 from collector.secret import Secret, SecretUnavailable
 from collector.settings import Settings
@@ -112,15 +112,11 @@ def _files(path: Path, uid: int | None) -> Finding:
 
 def _disk(config: Config, path: Path) -> Finding:
     free, cap, kind = free_bytes(path), config.buffer.max_size, file_system(path)
-    if kind in PASSING:
-        return Finding("disk", "warning", f"the buffer lies on {kind}: it is lost with the container or at a restart",
-                       "name a file on a disk with --buffer")  # fmt: skip
+    if (feared := concern(kind)) is not None:
+        return Finding("disk", "warning", *feared)
     if free < cap:
         return Finding("disk", "warning", f"{_gib(free)} are free, buffer.max_size is {_gib(cap)}: "
                        "the disk is full before the buffer is", "free space, or lower buffer.max_size")  # fmt: skip
-    if kind in COPYING:
-        return Finding("disk", "warning", f"{kind} copies on write: with a full disk delivery stops too",
-                       "put the buffer on ext4 or xfs, or keep the disk from filling")  # fmt: skip
     return Finding("disk", "ok", f"{_gib(free)} free for at most {_gib(cap)}{f' on {kind}' if kind else ''}")
 
 

@@ -5,10 +5,26 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-PASSING: Final = frozenset({"tmpfs", "ramfs", "overlay", "aufs", "fuse-overlayfs"})
-"""File systems that end with the machine or the container."""
-COPYING: Final = frozenset({"btrfs", "zfs", "bcachefs"})
-"""Copy-on-write file systems: there our reserve cannot keep room for delivery on a full disk."""
+_PASSING: Final = frozenset({"tmpfs", "ramfs", "overlay", "aufs", "fuse-overlayfs"})
+_NETWORK: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs"})
+_COPYING: Final = frozenset({"btrfs", "zfs", "bcachefs"})
+
+
+def concern(kind: str) -> tuple[str, str] | None:
+    """What a buffer must fear on a file system of this kind, and what to do; None where there is nothing."""
+    if kind in _PASSING:
+        return f"{kind} ends with the container or at a restart, and the buffer with it", (
+            "name a file on a disk with --buffer"
+        )
+    if kind in _NETWORK:
+        return f"{kind} is another machine's disk: locks and syncs are only as good as that machine makes them", (
+            "name a file on a disk of this machine with --buffer"
+        )
+    if kind in _COPYING:
+        return f"{kind} copies on write: with a full disk delivery stops too", (
+            "put the buffer on ext4 or xfs, or keep the disk from filling"
+        )
+    return None
 
 
 def folder_of(buffer: Path) -> Path:

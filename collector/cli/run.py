@@ -15,7 +15,7 @@ from collector.cli.completion import keys_known
 from collector.config import ConfigError
 from collector.files import BufferUnusable, FileLock
 from collector.notify import Supervisor
-from collector.place import PASSING, file_system, free_bytes
+from collector.place import concern, file_system, free_bytes
 from collector.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -82,9 +82,8 @@ def run(
     logs.configure(settings.config.log.level, settings.config.log.format)
     log = logs.logger("run")
     path = Path(settings.config.buffer.path).absolute()
-    if (passing := file_system(path)) in PASSING:
-        loss = "it is lost with the container or at a restart: name one on a disk with --buffer"
-        log.warning("buffer on a passing file system", path=str(path), file_system=passing, consequence=loss)
+    if (feared := concern(file_system(path))) is not None:
+        log.warning("buffer on a file system that may fail it", path=str(path), why=feared[0], advice=feared[1])
     if (free := free_bytes(path)) < settings.config.buffer.max_size:
         log.warning("buffer may outgrow the disk", max_size=settings.config.buffer.max_size, free=free,
                     consequence="the disk is full before the buffer is: lower buffer.max_size")  # fmt: skip

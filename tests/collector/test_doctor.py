@@ -19,6 +19,7 @@ from collector import examine as examine_module
 from collector.doctor import sqlite_finding
 from collector.examine import examine
 from collector.files import beside
+from collector.place import concern
 from collector.testing import FakeUpstream
 from tests.collector.test_cli_run import KEY, tillpost
 from tests.end_to_end.clients import event, post
@@ -394,3 +395,14 @@ def test_a_running_collector_is_examined_under_load_and_never_called_damaged(
     monkeypatch.setattr(examine_module, "_bytes_of", later)
     assert examine(path).verdict == "sound"
     assert moved_on.is_set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "feared"),
+    [("tmpfs", "restart"), ("overlay", "container"), ("nfs4", "another machine"), ("cifs", "another machine"),
+     ("btrfs", "copies on write"), ("ext4", None), ("xfs", None), ("", None)],
+)  # fmt: skip
+def test_a_file_system_that_may_fail_a_buffer_is_named_with_what_to_do(kind: str, feared: str | None) -> None:
+    found = concern(kind)
+    assert (found is None) == (feared is None)
+    assert found is None or (feared in found[0] and found[1])
