@@ -10,10 +10,12 @@ import msgspec
 
 if TYPE_CHECKING:
     from tracker.outbox import Account
+    from tracker.sender import Sender
 
 log: logging.Logger = logging.getLogger(__name__)
 
-Reason = Literal["refused", "full", "disabled", "closed"]
+Reason = Literal["refused", "full", "disabled", "closed", "before_record"]
+"""Why a record was not kept; ``before_record``: the application's own hook dropped it, or failed."""
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -102,22 +104,28 @@ class Receipt:
 
     async def durably(self, timeout: float = 5.0) -> bool:
         """`wait` for asyncio."""
-        import asyncio  # loaded already where a loop runs, and costly where none does
-
-        loop, settled = asyncio.get_running_loop(), asyncio.Event()
-        if self._account is not None and self._account.sender.listen(
-            self, lambda: loop.call_soon_threadsafe(settled.set)
-        ):
-            try:
-                async with asyncio.timeout(timeout):
-                    await settled.wait()
-            except TimeoutError:
-                return self.durable
+        if self._account is not None:
+            await settled(self._account.sender, [self], timeout)
         return self.durable
 
     def __repr__(self) -> str:
         state = "durable" if self.durable else self.error.reason if self.error else "waiting"
         return f"<Receipt {state}>"
+
+
+async def settled(sender: "Sender", receipts: "list[Receipt]", timeout: float) -> None:
+    """Returns as soon as all of them are durable or have failed, or after `timeout` seconds; no thread waits."""
+    import asyncio  # loaded already where a loop runs, and costly where none does
+
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    forget = sender.when_settled(receipts, lambda: loop.call_soon_threadsafe(done.set))
+    try:
+        async with asyncio.timeout(timeout):
+            await done.wait()
+    except TimeoutError:
+        return
+    finally:
+        forget()
 
 
 _MAX_CALLS: Final = 10_000

@@ -57,7 +57,7 @@ class Sender:
 
     def forget_parent(self) -> None:
         """In a forked child: what waits is the parent's to send, over the parent's connection."""
-        self._transport.close()  # closes this process's copy of the socket; the parent's stays open
+        self._transport.forget_parent()
         self._begin()
         for account in self._accounts:
             account.reset()
@@ -81,13 +81,14 @@ class Sender:
         """Gives a record its place in memory, or fails it; never waits longer than `block_for`."""
         receipt._account = account
         size = len(receipt._body)
+        told: list[Listener] = []
         with self.lock:
             account.tracked += 1
             receipt._number = account.tracked
             if self._ended:
                 account.fail(receipt, "closed", "tracked after the process had flushed what it tracked")
                 return
-            if not account.has_room(size) and not self._make_room(account, size):
+            if not account.has_room(size) and not self._make_room(account, size, told):
                 account.fail(receipt, "full", f"refused: {account.room()}")
                 return
             account.waiting += 1
@@ -99,8 +100,10 @@ class Sender:
             if line.parked:
                 line.parked = False
                 self._work.notify()
+        if told:
+            _call(told)
 
-    def _make_room(self, account: Account, size: int) -> bool:
+    def _make_room(self, account: Account, size: int, told: list[Listener]) -> bool:
         if account.when_full == "discard-oldest" and size <= account.max_bytes:
             while not account.has_room(size):
                 oldest = self._take_oldest(account)
@@ -108,6 +111,7 @@ class Sender:
                     return False
                 release(oldest)
                 account.fail(oldest, "full", f"discarded for a newer record; {account.room()}", dropped=True)
+                told += oldest._listeners or ()
                 self._settled.notify_all()
             return True
         if account.when_full == "block" and threading.current_thread() is not self._thread:
@@ -131,23 +135,49 @@ class Sender:
         with self.lock:
             return self._settled.wait_for(condition, max(0.0, timeout))
 
-    def listen(self, receipt: Receipt, listener: Callable[[], object]) -> bool:
-        """Calls `listener` once the record is settled; False, and no call, when it already is."""
+    def when_settled(self, receipts: list[Receipt], listener: Listener) -> Callable[[], None]:
+        """Calls `listener` once all of them are durable or have failed; what it returns takes that back."""
         with self.lock:
-            if receipt.durable or receipt.error is not None:
-                return False
-            receipt._listeners = [*(receipt._listeners or ()), listener]
-            return True
+            waiting = [receipt for receipt in receipts if not receipt.durable and receipt.error is None]
+            left = len(waiting)
+
+            def one_less() -> None:
+                nonlocal left
+                with self.lock:
+                    left -= 1
+                    if left:
+                        return
+                listener()
+
+            for receipt in waiting:
+                receipt._listeners = [*(receipt._listeners or ()), one_less]
+
+        def forget() -> None:
+            with self.lock:
+                for receipt in waiting:
+                    if not receipt.durable and receipt._listeners and one_less in receipt._listeners:
+                        receipt._listeners.remove(one_less)
+
+        if not waiting:
+            listener()
+        return forget
 
     def flush(self, account: Account, timeout: float) -> bool:
         """True when everything the account has waiting now became durable within `timeout` seconds."""
         deadline = _time.monotonic() + timeout
-        with self.lock:
-            awaited = self._of(account)
-            self._hurry()
+        awaited = self.hurry(account)
         for receipt in awaited:
             receipt.wait(deadline - _time.monotonic())
         return all(receipt.durable for receipt in awaited)
+
+    def hurry(self, account: Account) -> list[Receipt]:
+        """What the account has waiting now. Somebody waits for it: an unreachable collector is tried again at once."""
+        with self.lock:
+            for line in self._lines.values():
+                if line.unreachable:
+                    line.not_before = 0.0
+            self._work.notify_all()
+            return self._of(account)
 
     def give_up(self, account: Account, message: str) -> None:
         """Fails what the account still has waiting; whether what is in flight arrives is not known."""
@@ -185,13 +215,6 @@ class Sender:
             for receipt in (*line.in_flight, *line.waiting)
             if receipt._account is account and receipt.error is None and not receipt.durable
         ]
-
-    def _hurry(self) -> None:
-        """Somebody waits for an answer: tries an unreachable collector again at once."""
-        for line in self._lines.values():
-            if line.unreachable:
-                line.not_before = 0.0
-        self._work.notify_all()
 
     # The thread's side
 

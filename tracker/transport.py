@@ -4,6 +4,7 @@ The contract is the same everywhere: the ingest paths, bodies, headers and statu
 collector (``POST /v4/events/batch`` and so on). A transport is used by one thread.
 """
 
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -45,6 +46,10 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Lets go of the connection; the next `send` makes a new one."""
+        ...
+
+    def forget_parent(self) -> None:
+        """In a forked child: lets go of the parent's connection without a word on it, and without waiting."""
         ...
 
 
@@ -114,6 +119,12 @@ class Http:
             self._connection.close()
             self._connection = None
 
+    def forget_parent(self) -> None:
+        connection, self._connection = self._connection, None
+        # Not `close`: the parent's thread may have held the lock of the answer it was reading, for ever here.
+        if connection is not None and connection.sock is not None and (copy := connection.sock.detach()) >= 0:
+            os.close(copy)
+
 
 class _UnixConnection(HTTPConnection):
     def __init__(self, path: str, timeout: float) -> None:
@@ -149,6 +160,9 @@ class Embedded:
         return Answer(status, {name.lower(): value for name, value in answered.items()}, content)
 
     def close(self) -> None:
+        self._started = False
+
+    def forget_parent(self) -> None:
         self._started = False
 
 
