@@ -6,7 +6,7 @@ when; `stamp` gives it its time and salt and turns it into the bytes that every 
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any, ClassVar, Final, NamedTuple, get_args
+from typing import Any, ClassVar, Final, NamedTuple, Self, get_args
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -115,3 +115,7 @@ class Record(_Whose, frozen=True, kw_only=True):
     def wire(self, time: str, salt: str) -> dict[str, object]:
         """This record in the API's words."""
         raise NotImplementedError
+
+    def replace(self, **changes: Any) -> Self:
+        """The same record with some fields changed, checked anew; None takes an optional one out."""
+        return msgspec.structs.replace(self, **changes)

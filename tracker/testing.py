@@ -10,13 +10,12 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from tracker import salt
 from tracker.receipt import Receipt
-from tracker.record import Record
 from tracker.salt import Salts
 from tracker.stamp import Stamper
 from tracker.time import Clock, SystemClock, datetime_ms
@@ -82,16 +81,19 @@ def capture_events(*, clock: Clock | None = None, salts: Salts | None = None) ->
     Receipts are durable at once. Arguments are checked as always.
     """
     captured = Captured()
-    stamper = Stamper(clock or SystemClock(), salts or salt.fresh)
-
-    def take(record: Record) -> Receipt:
-        receipt = stamper(record)
-        captured.append(msgspec.json.decode(receipt._body))
-        receipt.durable = True
-        return receipt
-
-    captures.append(take)
+    capture = _Capture(Stamper(clock or SystemClock(), salts or salt.fresh), captured)
+    captures.append(capture)
     try:
         yield captured
     finally:
-        captures.remove(take)
+        captures.remove(capture)
+
+
+class _Capture(NamedTuple):
+    stamper: Stamper | None
+    captured: Captured
+
+    def take(self, receipt: Receipt) -> bool:
+        self.captured.append(msgspec.json.decode(receipt._body))
+        receipt.durable = True
+        return True
