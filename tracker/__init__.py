@@ -6,6 +6,7 @@ How it is laid out, in the order a record travels:
 * record, events, transactions: what is tracked, checked where it is made
 * salt, time, stamp: a record gets its salt and time and is encoded, once
 * tracker: the facade; receipt: what it gives back
+* bound: the client of the current request; integrations: frameworks that bind it
 * outbox: what waits in memory; sender: one background thread per target; transport: how it reaches the collector
 * process: forks and the end of the process
 * wire: what tracker and collector must agree on
@@ -13,6 +14,7 @@ How it is laid out, in the order a record travels:
 """
 
 from tracker import events
+from tracker.bound import BoundTracker, bound_client
 from tracker.checks import Source
 from tracker.clients import Client
 from tracker.errors import InvalidRecord, MissingArgument
@@ -23,6 +25,7 @@ from tracker.tracker import Tracker
 from tracker.transactions import Product, Transaction
 
 __all__ = [
+    "BoundTracker",
     "Client",
     "Counters",
     "Failure",
@@ -34,6 +37,7 @@ __all__ = [
     "Source",
     "Tracker",
     "Transaction",
+    "bound_client",
     "derive_salt",
     "events",
 ]

@@ -147,21 +147,16 @@ class BoundTracker(Tracker):
         self.bind(client)
         return receipt
 
-    def track(self, record: Record, *, time: datetime | None = None, salt: str | None = None) -> Receipt:
-        """As `Tracker.track`."""
-        if isinstance(record, Record) and record.client is _NOBODY:
-            return self._refuse_nobodys(record)
-        return super().track(record, time=time, salt=salt)
-
     def _whose(self) -> Client:
         return _here().client or _NOBODY
 
-    def _refuse_nobodys(self, record: Record) -> Receipt:
-        receipt = self._sender.stamper(record)
-        fields = msgspec.json.decode(receipt._body, type=dict[str, msgspec.Raw])
-        del fields["client"]
-        receipt._body = msgspec.json.encode(fields)
-        self._account.turn_away(receipt, "refused", _here().why_nobody)
+    def _stamped(self, record: Record) -> Receipt:
+        receipt = super()._stamped(record)
+        if record.client is _NOBODY and receipt.error is None:
+            fields = msgspec.json.decode(receipt._body, type=dict[str, msgspec.Raw])
+            del fields["client"]
+            receipt._body = msgspec.json.encode(fields)
+            self._account.turn_away(receipt, "refused", _here().why_nobody, dropped=False)
         return receipt
 
 

@@ -43,15 +43,16 @@ def shared(key: object, make: Callable[[], _S]) -> _S:
 
 def exit_last() -> None:
     """Flushes at exit before everything registered so far is torn down (exit runs backwards)."""
-    atexit.unregister(_finish)
-    atexit.register(_finish)
+    atexit.unregister(finish)
+    atexit.register(finish)
     # Children of multiprocessing leave through os._exit and run its finalisers only.
     util = sys.modules.get("multiprocessing.util")
     if util is not None and sys.modules["multiprocessing.process"].parent_process() is not None:
-        util.Finalize(None, _finish, exitpriority=0)
+        util.Finalize(None, finish, exitpriority=0)
 
 
-def _finish() -> None:
+def finish() -> None:
+    """The process ends: flushes what waits, for at most the longest `close_timeout`; what is left fails as closed."""
     senders = list(_senders.values())
     deadline = time.monotonic() + max((sender.close_timeout for sender in senders), default=0.0)
     for sender in senders:

@@ -8,6 +8,7 @@ import tracker
 from tracker import testing
 
 NAMES = [
+    "BoundTracker",
     "Client",
     "Counters",
     "Failure",
@@ -19,6 +20,7 @@ NAMES = [
     "Source",
     "Tracker",
     "Transaction",
+    "bound_client",
     "derive_salt",
     "events",
 ]
