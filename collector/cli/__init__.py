@@ -43,6 +43,7 @@ _COMMANDS: Final = {
     "dead": "dead:dead",
     "forget": "operate:forget",
     "config": "show:config",
+    "events": "events:events",
     "fake-upstream": "develop:fake_upstream",
 }
 

@@ -11,6 +11,7 @@ NAMES = [
     "BoundTracker",
     "Client",
     "Counters",
+    "CustomEvent",
     "Failure",
     "InvalidRecord",
     "MissingArgument",
