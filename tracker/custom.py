@@ -93,7 +93,7 @@ class CustomEvent(Event, metaclass=_Declaration, frozen=True, kw_only=True):
             raise InvalidRecord(argument, "must equal the client's email, or be left out", email)
 
     def known(self) -> dict[str, object]:
-        return {key: _sent(value) for key, value in Event.known(self).items()}
+        return {key: as_sent(value) for key, value in Event.known(self).items()}
 
     def wire(self, time: str, salt: str) -> dict[str, object]:
         """This event in the API's words, an element of a batch."""
@@ -108,14 +108,14 @@ _TAKEN: Final = frozenset(dir(CustomEvent)) | {"extra", "metadata"}
 """Names that mean something on every event."""
 
 
-def _sent(value: object) -> object:
+def as_sent(value: object) -> object:
     """What msgspec would encode otherwise than we promise."""
     if isinstance(value, datetime):
         return format_ms(datetime_ms(value))
     if isinstance(value, Product):
         return value.wire()
     if isinstance(value, tuple):
-        return [_sent(item) for item in value]
+        return [as_sent(item) for item in value]
     if isinstance(value, Mapping):
-        return {key: _sent(item) for key, item in value.items()}
+        return {key: as_sent(item) for key, item in value.items()}
     return value

@@ -41,6 +41,11 @@ def shared(key: object, make: Callable[[], _S]) -> _S:
         return sender
 
 
+def senders() -> list[Any]:
+    """The senders of this process."""
+    return list(_senders.values())
+
+
 def exit_last() -> None:
     """Flushes at exit before everything registered so far is torn down (exit runs backwards)."""
     atexit.unregister(finish)

@@ -71,6 +71,11 @@ class Sender:
             self.close_timeout = max(self.close_timeout, account.close_timeout)
             self._users += 1
 
+    def accounts(self) -> list[Account]:
+        """Those of the trackers that send here and are still held."""
+        with self.lock:
+            return list(self._accounts)
+
     def leave(self) -> None:
         """One tracker less: after the last one the thread ends, once nothing waits."""
         with self.lock:
