@@ -22,6 +22,12 @@ Redact = Callable[[dict[str, object]], dict[str, object]]
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
 
 
+class _Stamp(msgspec.Struct, rename="camel"):
+    event_salt: str
+    time: str = ""
+    recorded_at: str = ""
+
+
 class Stamper:
     """Stamps records with one clock, and notices when that clock is set."""
 
@@ -44,6 +50,12 @@ class Stamper:
         if len(body) > MAX_BODY - 2:
             raise InvalidRecord("record", f"must encode to at most {MAX_BODY - 2} bytes: no request could hold it")
         return Receipt(record.path, body, time, salt, given is not None, offset_ms)
+
+    def again(self, path: str, body: bytes) -> Receipt:
+        """A record that was stamped and encoded earlier, maybe in another process: its time counts as given."""
+        said = msgspec.json.decode(body, type=_Stamp)
+        time, salt = said.time or said.recorded_at, said.event_salt
+        return Receipt(path, body, time, salt, given=True, offset_ms=self._offset_ms)
 
     def _look_again(self) -> tuple[int, int]:
         """Wall time and offset, once the thread was not interrupted between looking at the two clocks."""

@@ -227,23 +227,30 @@ class Tracker:
         if self._before_record is not None:
             try:
                 kept = self._before_record(record)
-                if kept is not None and not isinstance(kept, Record):
+                if kept is None:
+                    receipt = Receipt(record.path, b"", "", "", False, 0)
+                    self._account.leave_out(receipt)
+                    return receipt
+                if not isinstance(kept, Record):
                     raise TypeError(f"before_record must return a record or None, not {kind_of(kept)}")
-                if kept is not None:
-                    record = kept
+                receipt = stamper(kept, self._redact)
             except Exception as error:  # the sale must not pay for it, and what was to be hidden must not leave
                 receipt = stamper(record, self._redact)
                 message = f"before_record failed with {type(error).__name__}: the record was dropped"
                 self._account.turn_away(receipt, "before_record", message)
                 self._say_once(message)
                 return receipt
-            if kept is None:
-                receipt = Receipt(record.path, b"", "", "", False, 0)
-                self._account.leave_out(receipt)
-                return receipt
-        receipt = stamper(record, self._redact)
+        else:
+            receipt = stamper(record, self._redact)
         if self._debug:
             show(receipt)
+        return receipt
+
+    def _resend(self, path: str, body: bytes) -> Receipt:
+        """Tracks what was stamped earlier and kept elsewhere: an outbox."""
+        stamper = (captures[-1].stamper if captures else None) or self._sender.stamper
+        receipt = stamper.again(path, body)
+        self._put(receipt)
         return receipt
 
     def _put(self, receipt: Receipt) -> None:
