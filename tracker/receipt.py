@@ -144,17 +144,23 @@ class Callbacks:
 
     def reset(self) -> None:
         """Starts anew, as in a forked child: the parent's failures are the parent's."""
-        self._changed = threading.Condition()
+        self._make_locks()
         self._calls: deque[tuple[OnError, Failure]] = deque()
         self._bytes = 0
         self._busy = False
         self._thread: threading.Thread | None = None
         self._logged: set[str] = set()
 
+    def _make_locks(self) -> None:
+        self._changed = threading.Condition()
+        self._locks_of: object = threading.Lock
+
     def call(self, on_error: OnError | None, failure: Failure) -> None:
         """Hands a failure over; at once, whatever `on_error` does."""
         if on_error is None or threading.current_thread() is self._thread:
             return  # what fails inside on_error is counted, and would otherwise go round for ever
+        if self._locks_of is not threading.Lock and self._thread is None:
+            self._make_locks()  # gevent has patched since: the locks of threads do not tell greenlets apart
         with self._changed:
             if len(self._calls) >= _MAX_CALLS or self._bytes > _MAX_CALL_BYTES:
                 self._log_once("on_error is too slow: failures are counted, but not all are handed over")

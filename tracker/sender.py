@@ -47,13 +47,17 @@ class Sender:
         self._begin()
 
     def _begin(self) -> None:
-        self.lock: threading.RLock = threading.RLock()
-        self._work = threading.Condition(self.lock)
-        self._settled = threading.Condition(self.lock)
+        self._make_locks()
         self._lines = {path: Line(path) for path in (wire.EVENTS_BATCH, wire.TRANSACTIONS_BATCH)}
         self._thread: threading.Thread | None = None
         self._troubles: set[str] = set()
         self._ended = False
+
+    def _make_locks(self) -> None:
+        self.lock: threading.RLock = threading.RLock()
+        self._work = threading.Condition(self.lock)
+        self._settled = threading.Condition(self.lock)
+        self._locks_of: object = threading.Lock
 
     def forget_parent(self) -> None:
         """In a forked child: what waits is the parent's to send, over the parent's connection."""
@@ -87,6 +91,8 @@ class Sender:
         receipt._account = account
         size = len(receipt._body)
         told: list[Listener] = []
+        if self._locks_of is not threading.Lock and self._thread is None:
+            self._make_locks()  # gevent has patched since: the locks of threads do not tell greenlets apart
         with self.lock:
             account.tracked += 1
             receipt._number = account.tracked
