@@ -124,7 +124,7 @@ class RunningCollector:
         return Tracker(self.url, **options)
 
     def delivered(self, at_least: int = 0, timeout: float = 10.0) -> list[dict[str, Any]]:
-        """What the API has stored, once what this process tracked and the collector holds is delivered.
+        """What the API has stored, once what trackers of this process hold for this collector is delivered.
 
         Where others track, such as workers in processes of their own, say for how many records to wait. Raises
         TimeoutError, with the state of the collector, when they do not come within `timeout` seconds.
@@ -132,7 +132,7 @@ class RunningCollector:
         from tracker.testing import flush_trackers
 
         deadline = time.monotonic() + timeout
-        flush_trackers(timeout)
+        flush_trackers(timeout, self.url)
         while True:
             settled = self.collector.drain(max(0.0, deadline - time.monotonic()))
             if settled and self.upstream.stored_count >= at_least:

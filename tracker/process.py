@@ -41,9 +41,9 @@ def shared(key: object, make: Callable[[], _S]) -> _S:
         return sender
 
 
-def senders() -> list[Any]:
-    """The senders of this process."""
-    return list(_senders.values())
+def senders(target: str | None = None) -> list[Any]:
+    """The senders of this process, or those to one URL."""
+    return [sender for key, sender in list(_senders.items()) if target is None or key[0] == target]
 
 
 def exit_last() -> None:

@@ -114,10 +114,13 @@ class _Capture(NamedTuple):
         return True
 
 
-def flush_trackers(timeout: float) -> bool:
-    """True when everything that any tracker of this process holds became durable within `timeout` seconds."""
+def flush_trackers(timeout: float, target: str | None = None) -> bool:
+    """True when everything that the trackers of this process hold became durable within `timeout` seconds.
+
+    With `target` only those that were made for that URL.
+    """
     deadline = monotonic() + timeout
-    waiting = [(sender, account) for sender in process.senders() for account in sender.accounts()]
+    waiting = [(sender, account) for sender in process.senders(target) for account in sender.accounts()]
     return all(sender.flush(account, max(0.0, deadline - monotonic())) for sender, account in waiting)
 
 
