@@ -44,7 +44,7 @@ def test_a_preloaded_tracker_loses_nothing_and_sends_nothing_twice(kind, run, si
     took = gunicorn.end()
     eventually(lambda: len(numbers(api, name)) >= COUNT + 1, what=f"{len(numbers(api, name))} of {COUNT + 1}: all")
     assert sorted(numbers(api, name)) == list(range(-1, COUNT))
-    assert len(pids | more_pids) >= 2
+    assert len(pids | more_pids) >= (1 if kind == "gevent" else 2)
     assert {*range(0, COUNT, 10)} <= {*durable, *more_durable}
     assert api.overwritten == overwritten
     assert took < 10
