@@ -8,12 +8,12 @@ from django.core.signals import setting_changed
 from tracker.integrations.django.trackers import SETTING, tracker
 
 
-class TillpostConfig(AppConfig):  # type: ignore[misc]  # Django has no types
+class TillpostConfig(AppConfig):
     """``"tracker.integrations.django"`` in ``INSTALLED_APPS``."""
 
-    name = "tracker.integrations.django"
-    label = "tillpost"
-    verbose_name = "Tillpost"
+    name: str = "tracker.integrations.django"
+    label: str = "tillpost"
+    verbose_name: str = "Tillpost"
 
     def ready(self) -> None:
         """Configures the tracker; opens and starts nothing."""

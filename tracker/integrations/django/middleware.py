@@ -32,14 +32,16 @@ class ClientMiddleware:
         if self._is_async:
             return self._answer(request)
         with bound(_binding(request, None)):
-            return self.get_response(request)
+            answer: HttpResponseBase = self.get_response(request)
+            return answer
 
     async def _answer(self, request: HttpRequest) -> HttpResponseBase:
         user = None
         if tracker.client_of and hasattr(request, "auser") and settings.SESSION_COOKIE_NAME in request.COOKIES:
             user = await request.auser()
         with bound(_binding(request, user)):
-            return await self.get_response(request)
+            answer: HttpResponseBase = await self.get_response(request)
+            return answer
 
 
 def _binding(request: HttpRequest, user: Any) -> Binding:
