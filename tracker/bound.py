@@ -57,6 +57,15 @@ class Binding:
     @property
     def client(self) -> Client | None:
         """The signed-in client, else the anonymous one, else None."""
+        self.look_up()
+        return self._client
+
+    @client.setter
+    def client(self, client: Client) -> None:
+        self._client, self._find = client, None
+
+    def look_up(self) -> None:
+        """Finds out, if nobody has asked before."""
         if self._client is None and self._find is not None:
             find, self._find = self._find, None
             try:
@@ -64,14 +73,9 @@ class Binding:
             except Exception as error:  # the visitor must not pay for it
                 self.why_nobody = f"the function that tells the client failed with {type(error).__name__}"
                 log.error(f"{self.why_nobody}: records of such requests are refused")
-                return None
+                return
         if self._client is None and self.uuid is not None:
             self._client = Client(uuid=self.uuid)
-        return self._client
-
-    @client.setter
-    def client(self, client: Client) -> None:
-        self._client, self._find = client, None
 
 
 _current: Final[ContextVar[Binding | None]] = ContextVar("tillpost_client", default=None)
@@ -116,6 +120,10 @@ class BoundTracker(Tracker):
         """The bound client; None when nothing is bound or nobody is known."""
         binding = _current.get()
         return None if binding is None else binding.client
+
+    def look_up(self) -> None:
+        """Asks now whose request this is, where a later look would block an event loop."""
+        _here().look_up()
 
     def bind(self, client: Client) -> None:
         """From here on to the end of the request, or of the `bound_client` block, records are this client's.

@@ -38,7 +38,7 @@ class Shop:
         assert counted.tracked == COUNT == counted.durable + counted.refused + counted.dropped
         assert counted.refused + counted.dropped == len(lost) == len(set(lost))
         assert all(failure.reason == "full" for failure in self.failures)
-        expected = [n for n in range(COUNT) if n not in set(lost)]
+        expected = sorted({*range(COUNT)} - {*lost})
         arrived = stored(api, self.name)
         assert sorted(record["params"]["n"] for record in arrived) == expected
         for client in {record["client"]["customId"] for record in arrived}:

@@ -48,7 +48,7 @@ def test_a_worker_whose_children_end_loses_nothing_and_sends_nothing_twice(run, 
     assert api.overwritten == overwritten
     assert len({record["params"]["worker"] for record in packed}) >= TASKS // 5, "children end after five tasks"
     assert took < 15
-    print(f'worker ended in {took:.1f} s')
+    print(f"worker ended in {took:.1f} s")
 
 
 LAST_WORDS = """

@@ -12,10 +12,11 @@ needs("gunicorn")
 needs("uvicorn")
 needs("gevent")
 
+GUNICORN = ("-W", "ignore::DeprecationWarning", "-m", "gunicorn", "--no-control-socket")
 WORKERS = {
     "sync": ("-k", "sync", "--preload", "-w", "2", "--max-requests", "25", "tests.web.wsgi_app:app"),
     "gthread": ("-k", "gthread", "--threads", "4", "--preload", "-w", "2", "tests.web.wsgi_app:app"),
-    # One worker: of two, gunicorn 27 leaves the one that got no request hanging in gevent's hub, whatever the application.
+    # One worker: of two, the one that got no request hangs in gevent's hub (gunicorn 27, any application).
     "gevent": ("-k", "gevent", "--preload", "-w", "1", "tests.web.wsgi_app:app"),
     "uvicorn": ("-k", "uvicorn.workers.UvicornWorker", "--preload", "-w", "2", "tests.web.wsgi_app:asgi"),
 }
@@ -35,7 +36,7 @@ def test_a_preloaded_tracker_loses_nothing_and_sends_nothing_twice(kind, run, si
     stopped right after the last request."""
     name, path, overwritten = f"fork.{kind}", tmp_path / "w.sock", api.overwritten
     gunicorn = run(
-        "-W", "ignore::DeprecationWarning", "-m", "gunicorn", "--no-control-socket", "--bind", f"unix:{path}", *WORKERS[kind],
+        *GUNICORN, "--bind", f"unix:{path}", *WORKERS[kind],
         env={"TILLPOST_URL": sidecar.url, "RUN": name},
     ).until(lambda: listens(path))  # fmt: skip
     pids, durable = ask(path, range(COUNT // 2))
@@ -61,9 +62,9 @@ def test_a_worker_that_is_stopped_while_the_sidecar_is_away_ends_in_time(run, tm
         "    start_response('200 OK', [])\n"
         "    return [b'0 0 0']\n"
     )
-    gunicorn = run("-m", "gunicorn", "--no-control-socket", "--bind", f"unix:{path}", "-w", "2", "away:app", cwd=tmp_path).until(
-        lambda: listens(path)
-    )
+    gunicorn = run(
+        "-m", "gunicorn", "--no-control-socket", "--bind", f"unix:{path}", "-w", "2", "away:app", cwd=tmp_path
+    ).until(lambda: listens(path))
     ask(path, range(20))
     assert gunicorn.end() < 8
 
@@ -182,5 +183,3 @@ def test_a_fork_in_the_middle_of_an_answer_does_not_hang_the_child(run):
     process = run("-c", HALF_AN_ANSWER)
     process.process.wait(30)
     assert process.said == "done\n"
-
-

@@ -1,7 +1,6 @@
 """A WSGI middleware that binds the client of each request."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 from tracker.bound import Binding, anonymous_uuid, bound
@@ -9,8 +8,6 @@ from tracker.clients import Client
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-ClientOf = Callable[["WSGIEnvironment"], Client | None]
 
 
 class ClientMiddleware:
@@ -23,35 +20,40 @@ class ClientMiddleware:
             the ``_snrs_uuid`` cookie.
     """
 
-    def __init__(self, app: "WSGIApplication", client_of: ClientOf | None = None) -> None:
-        self.app = app
-        self.client_of = client_of
+    def __init__(
+        self, app: "WSGIApplication", client_of: "Callable[[WSGIEnvironment], Client | None] | None" = None
+    ) -> None:
+        self.app: WSGIApplication = app
+        self.client_of: Callable[[WSGIEnvironment], Client | None] | None = client_of
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         find = self.client_of
         binding = Binding(find and (lambda: find(environ)), anonymous_uuid(environ.get("HTTP_COOKIE")))
         with bound(binding):
-            context = copy_context()  # a server may make the body when another request is bound on this thread
-        body = context.run(self.app, environ, start_response)
+            body = self.app(environ, start_response)
         if type(body) in (list, tuple) or isinstance(body, environ.get("wsgi.file_wrapper") or ()):
             return body  # nothing of the application runs any more, and the server may know a faster way
-        return _Body(body, context)
+        return _Body(body, binding)
 
 
 class _Body:
-    """An answer whose parts are made where the client is bound."""
+    """An answer that is made part by part, each with the client bound: between them the thread may serve others."""
 
-    def __init__(self, body: Iterable[bytes], context: Context) -> None:
+    def __init__(self, body: Iterable[bytes], binding: Binding) -> None:
         self._body = body
-        self._context = context
+        self._binding = binding
 
     def __iter__(self) -> Iterator[bytes]:
-        parts = self._context.run(iter, self._body)
-        end: Any = object()
-        while (part := self._context.run(next, parts, end)) is not end:
+        parts, end = iter(self._body), object()
+        while True:
+            with bound(self._binding):
+                part: Any = next(parts, end)
+            if part is end:
+                return
             yield part
 
     def close(self) -> None:
         close = getattr(self._body, "close", None)
         if close is not None:
-            self._context.run(close)
+            with bound(self._binding):
+                close()

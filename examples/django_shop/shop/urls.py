@@ -1,6 +1,7 @@
 """Where the views are."""
 
 from django.urls import path
+
 from shop import views
 
 urlpatterns = [

@@ -6,8 +6,8 @@ from django.contrib.auth import authenticate, login
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.http import require_POST
-from shop.models import Order
 
+from shop.models import Order
 from tracker import Money, Product
 from tracker.integrations.django import tracker
 

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF012  as Django writes them
 from django.db import migrations, models
 
 
