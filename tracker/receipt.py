@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 if TYPE_CHECKING:
-    from tracker.outbox import Account
     from tracker.sender import Sender
+    from tracker.waiting import Account
 
 log: logging.Logger = logging.getLogger(__name__)
 

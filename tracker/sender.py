@@ -21,10 +21,10 @@ from typing import Final
 import msgspec
 
 from tracker import process, wire
-from tracker.outbox import MAX_RECORDS, Account, Line, release
 from tracker.receipt import Failure, Receipt, callbacks
 from tracker.stamp import Stamper, clock_header
 from tracker.transport import Answer, CannotStart, Transport, TransportError
+from tracker.waiting import MAX_RECORDS, Account, Line, release
 
 Listener = Callable[[], object]
 

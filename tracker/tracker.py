@@ -33,7 +33,6 @@ from tracker import events, process, salt
 from tracker.checks import kind_of
 from tracker.clients import Client
 from tracker.errors import InvalidRecord, MissingArgument
-from tracker.outbox import Account, WhenFull
 from tracker.privacy import BeforeRecord, Redaction, show, shown
 from tracker.receipt import Counters, OnError, Receipt, callbacks, settled
 from tracker.record import Record
@@ -42,6 +41,7 @@ from tracker.stamp import Stamper
 from tracker.time import Clock, SystemClock
 from tracker.transactions import Transaction
 from tracker.transport import EmbeddedCollector, connect
+from tracker.waiting import Account, WhenFull
 
 if TYPE_CHECKING:
     from tracker.bound import BoundTracker
