@@ -1,4 +1,4 @@
-"""A sidecar and the API behind it, for a file of tests at a time."""
+"""A sidecar and the API behind it, shared by all tests of a process: each knows its own records by their action."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ def needs(module: str) -> None:
         pytest.importorskip(module, reason=f"{module} is not installed: pip install -e '.[test]'")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def api() -> Iterator[FakeUpstream]:
     """The strict API; nothing illegal may ever have reached it."""
     with FakeUpstream(KEY) as fake:
@@ -27,7 +27,7 @@ def api() -> Iterator[FakeUpstream]:
         assert fake.violations == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sidecar(api: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
     """A running sidecar."""
     one = Sidecar(tmp_path_factory.mktemp("s"), api.url).start()

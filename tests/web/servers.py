@@ -161,6 +161,12 @@ class Browser:
         return reply
 
 
+def of(fake: FakeUpstream, *marks: str) -> list[Any]:
+    """The entries in which one of the marks occurs, a visitor's identifiers, in the order of the API's time."""
+    found = [entry for entry in fake.entries if any(mark.encode() in entry.raw for mark in marks)]
+    return sorted(found, key=lambda entry: entry.instant_ms)
+
+
 def stored(fake: FakeUpstream, action: str) -> list[dict[str, Any]]:
     """The custom events of an action."""
     return [record for record in fake.stored if record.get("action") == action]

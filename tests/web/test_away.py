@@ -3,12 +3,30 @@
 import random
 import signal
 
+import pytest
+
+from collector.testing import FakeUpstream
 from tracker import Client, Counters, Failure, Tracker
 
-from .servers import Sidecar, eventually, stored
+from .servers import KEY, Sidecar, eventually, stored
 
 COUNT = 10_000
 AWAY = ((2_000, 4_000), (6_000, 8_000))
+
+
+@pytest.fixture(scope="module")
+def api():
+    """Not the one the other tests share: what is sent again after a kill would be counted as theirs."""
+    with FakeUpstream(KEY) as fake:
+        yield fake
+        assert fake.violations == []
+
+
+@pytest.fixture(scope="module")
+def sidecar(api, tmp_path_factory):
+    one = Sidecar(tmp_path_factory.mktemp("s"), api.url).start()
+    yield one
+    one.stop()
 
 
 class Shop:

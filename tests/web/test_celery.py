@@ -1,6 +1,7 @@
 """The example worker under real Celery: two children of the prefork pool that end after five tasks each."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from .conftest import needs
@@ -46,9 +47,10 @@ def test_a_worker_whose_children_end_loses_nothing_and_sends_nothing_twice(run, 
     assert sorted(record["params"]["orderId"] for record in packed) == sorted(shipped())
     assert all(record["client"] == {"customId": f"C-{int(record['params']['orderId'][2:]) % 3}"} for record in packed)
     assert api.overwritten == overwritten
-    assert len({record["params"]["worker"] for record in packed}) >= TASKS // 5, "children end after five tasks"
+    done = Counter(record["params"]["worker"] for record in packed)
+    assert len(done) >= 3, "two children at a time, and others after them"
+    assert max(done.values()) <= 5, "children end after five tasks"
     assert took < 15
-    print(f"worker ended in {took:.1f} s")
 
 
 LAST_WORDS = """

@@ -8,7 +8,7 @@ import pytest
 from tracker import testing
 
 from .conftest import needs
-from .servers import EXAMPLES, UUID, Browser, Process, eventually, listens
+from .servers import EXAMPLES, UUID, Browser, Process, eventually, listens, of
 
 needs("django")
 needs("gunicorn")
@@ -28,12 +28,6 @@ call_command("migrate", verbosity=0)
 for kind in ("wsgi", "asgi"):
     User.objects.create_user(kind, f"anna-{kind}@example.com", "secret")
 """
-
-
-def of(api, email, uuid):
-    """What is stored for a visitor, in the order of the API's time, each as (type, client)."""
-    found = [entry for entry in api.entries if email.encode() in entry.raw or uuid.encode() in entry.raw]
-    return sorted(found, key=lambda entry: entry.instant_ms)
 
 
 @pytest.fixture(scope="module")

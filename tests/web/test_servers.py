@@ -25,8 +25,16 @@ COUNT = 120
 
 def ask(path, ns):
     """The pids that answered, and the numbers that were durable by then."""
+
+    def one(n):
+        while True:
+            try:
+                return Browser(path).get(f"/?n={n}")
+            except ConnectionResetError:  # a worker that ends closes connections whose request it has not begun to read
+                continue
+
     with ThreadPoolExecutor(8) as pool:
-        replies = [reply.text.split() for reply in pool.map(lambda n: Browser(path).get(f"/?n={n}"), ns)]
+        replies = [reply.text.split() for reply in pool.map(one, ns)]
     return {reply[0] for reply in replies}, [int(reply[1]) for reply in replies if reply[2] == "1"]
 
 
