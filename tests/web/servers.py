@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
@@ -110,6 +111,16 @@ class Sidecar:
         if self._process is not None:
             self._process.end(number)
             self._process = None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It takes connections and requests, as the system does for it, and answers nothing."""
+        assert self._process is not None
+        self._process.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.process.send_signal(signal.SIGCONT)
 
 
 class Reply(NamedTuple):

@@ -1,13 +1,54 @@
-"""The extension, and the WSGI middleware under it."""
+"""The extension under real servers, and the WSGI middleware under it."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
 
 import pytest
 
 from tracker import Client, InvalidRecord, testing
 
 from .conftest import needs
-from .servers import UUID
+from .servers import UUID, Browser, eventually, listens, of
 
 needs("flask")
+needs("gunicorn")
+
+SERVERS = {
+    "gunicorn": ("-m", "gunicorn", "--no-control-socket", "-k", "gthread", "-w", "1", "flask_app:app", "-b", "unix:{}"),
+    "flask run": ("-m", "flask", "--app", "flask_app:app", "run", "--debug", "--host", "unix://{}"),
+}
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_visitor_browses_and_signs_in_and_a_reload_loses_nothing(kind, run, sidecar, api, tmp_path):
+    """The code changes while the collector does not answer: the process that ends keeps what it has tracked."""
+    user, uuid = f"flask-{kind[:3]}", UUID[:-4] + ("cccc" if kind == "gunicorn" else "dddd")
+    path = tmp_path / "f.sock"
+    shutil.copy(Path(__file__).with_name("flask_app.py"), tmp_path)
+    command = [part.format(path) for part in SERVERS[kind]]
+    server = run(*command, env={"SIDECAR": sidecar.url}, cwd=tmp_path).until(lambda: listens(path))
+    visitor = Browser(path, _snrs_uuid=uuid)
+    assert visitor.get("/products/A-1").status == 200
+    assert visitor.get(f"/login/{user}").status == 200
+    eventually(lambda: len(of(api, user, uuid)) == 2)
+    with sidecar.frozen():
+        for sku in ("A-2", "A-3", "A-4"):  # the first is sent at once; the others wait in memory for its answer
+            before = visitor.get(f"/products/{sku}").text
+        if kind == "gunicorn":
+            server.process.send_signal(signal.SIGHUP)
+            eventually(lambda: visitor.get("/pid").text != before)
+        else:  # the next one starts when this one has ended, which waits for the collector
+            os.utime(tmp_path / "flask_app.py")
+            eventually(lambda: "reloading" in server.said)
+    eventually(lambda: listens(path) and visitor.get("/pid").text != before)
+    assert visitor.get("/products/A-5").status == 200
+    assert server.end() < 10
+    eventually(lambda: len(of(api, user, uuid)) == 6)
+    entries = of(api, user, uuid)
+    assert [entry.type for entry in entries] == ["product-view", "logged-in", *["product-view"] * 4]
+    assert len({entry.owner.id for entry in entries}) == 1, "the login made one profile of the two"
 
 
 @pytest.fixture
