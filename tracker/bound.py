@@ -46,11 +46,12 @@ class Binding:
         uuid: the anonymous profile, for when nobody is signed in.
     """
 
-    __slots__ = ("_client", "_find", "uuid", "why_nobody")
+    __slots__ = ("_client", "_fallback", "_find", "uuid", "why_nobody")
 
     def __init__(self, find: ClientFinder | None = None, uuid: str | None = None) -> None:
         self._find = find
         self.uuid: str | None = uuid
+        self._fallback = uuid
         self._client: Client | None = None
         self.why_nobody: str = f"nobody is signed in and there is no {COOKIE} cookie, so it is nobody's record"
 
@@ -71,11 +72,12 @@ class Binding:
             try:
                 self._client = find()
             except Exception as error:  # the visitor must not pay for it
+                self._fallback = None
                 self.why_nobody = f"the function that tells the client failed with {type(error).__name__}"
                 log.error(f"{self.why_nobody}: records of such requests are refused")
                 return
-        if self._client is None and self.uuid is not None:
-            self._client = Client(uuid=self.uuid)
+        if self._client is None and self._fallback is not None:
+            self._client = Client(uuid=self._fallback)
 
 
 _current: Final[ContextVar[Binding | None]] = ContextVar("tillpost_client", default=None)

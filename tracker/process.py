@@ -65,6 +65,16 @@ def finish() -> None:
     callbacks.drain(max(1.0, deadline - time.monotonic()))
 
 
+def stay(home: int) -> None:
+    """Returns in the process `home`, and nowhere else.
+
+    Threads do not come along when a process forks, but those of gevent are greenlets, and do: a copy must not go on
+    with the parent's work. It may not even end, for `threading` has forgotten it and would complain.
+    """
+    if os.getpid() != home:
+        threading.Event().wait()
+
+
 def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.RLock()

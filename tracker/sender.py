@@ -9,6 +9,7 @@ signal handler or a finaliser may come in at any point of the very thread that h
 """
 
 import logging
+import os
 import re
 import threading
 import time as _time
@@ -240,17 +241,21 @@ class Sender:
         process.exit_last()
 
     def _run(self) -> None:
+        home = os.getpid()
         try:
-            while (line := self._next()) is not None:
+            while (line := self._next(home)) is not None:
+                result: Answer | TransportError
                 try:
-                    answer = self._send(line)
+                    result = self._send(line)
                 except TransportError as error:
-                    listeners = self._failed(line, error)
+                    result = error
                 except Exception as error:  # a mistake of ours: the records stay, and go on being tried
-                    listeners = self._failed(line, TransportError(f"unexpected {type(error).__name__}"))
+                    result = TransportError(f"unexpected {type(error).__name__}")
+                process.stay(home)
+                if isinstance(result, TransportError):
+                    _call(self._failed(line, result))
                 else:
-                    listeners = self._judge(line, answer)
-                _call(listeners)
+                    _call(self._judge(line, result))
         except BaseException:  # a mistake of ours: the next record starts another thread
             with self.lock:
                 for line in self._lines.values():
@@ -261,7 +266,7 @@ class Sender:
         finally:
             self._transport.close()
 
-    def _next(self) -> Line | None:
+    def _next(self, home: int) -> Line | None:
         """The next line with something to send, its records taken; None when the thread is to end."""
         with self.lock:
             while True:
@@ -280,6 +285,7 @@ class Sender:
                     line.parked = line not in pending
                 wake = min((line.not_before for line in pending), default=None)
                 self._work.wait(None if wake is None else wake - now)
+                process.stay(home)
 
     def _send(self, line: Line) -> Answer:
         batch = line.in_flight

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection, RemoteDisconnected
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import urlsplit
@@ -77,42 +78,37 @@ class Http:
         self._connection: HTTPConnection | None = None
 
     def send(self, path: str, body: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
-        reused = self._connection is not None
+        headers = {"Content-Type": "application/json", **self._authorization, **headers}
         try:
-            return self._post(path, body, headers, timeout)
-        except (RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
-            self.close()
-            if not reused:
-                raise TransportError(_said(error)) from error
+            if (kept := self._connection) is not None:
+                with suppress(RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+                    return self._post(kept, path, body, headers, timeout)
+                # The server closed a connection that had been idle. Should it have read the request after
+                # all, the copy overwrites: every record carries its salt.
+            self._connection = made = self._make(timeout)
+            return self._post(made, path, body, headers, timeout)
         except (OSError, HTTPException) as error:
-            self.close()
-            raise TransportError(_said(error)) from error
-        # The server closed a connection that had been idle. Should it have read the request after
-        # all, the copy overwrites: every record carries its salt.
-        try:
-            return self._post(path, body, headers, timeout)
-        except (OSError, HTTPException) as error:
-            self.close()
             raise TransportError(_said(error)) from error
 
-    def _post(self, path: str, body: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
-        if self._connection is None:
-            self._connection = self._make(timeout)
-        connection = self._connection
-        if connection.sock is not None:
-            connection.sock.settimeout(timeout)
-        connection.request(
-            "POST", self._prefix + path, body, {"Content-Type": "application/json", **self._authorization, **headers}
-        )
-        response = connection.getresponse()
-        answer = Answer(
-            response.status,
-            {name.lower(): value for name, value in response.getheaders()},
-            response.read(_MAX_ANSWER),
-        )
-        if not response.isclosed():
-            self.close()  # more than we read: the rest would be taken for the next answer
-        return answer
+    def _post(self, connection: Any, path: str, body: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
+        whole = False
+        try:
+            if connection.sock is not None:
+                connection.sock.settimeout(timeout)
+            connection.request("POST", self._prefix + path, body, headers)
+            response = connection.getresponse()
+            answer = Answer(
+                response.status,
+                {name.lower(): value for name, value in response.getheaders()},
+                response.read(_MAX_ANSWER),
+            )
+            whole = response.isclosed()  # what is more than we read would be taken for the next answer
+            return answer
+        finally:
+            if not whole:
+                connection.close()
+                if self._connection is connection:  # and not already, after a fork, the child's
+                    self._connection = None
 
     def close(self) -> None:
         if self._connection is not None:

@@ -1,5 +1,6 @@
 """Forks, threads, reloads and ends under real gunicorn and uvicorn: nothing lost, nothing twice, no hang."""
 
+import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +22,7 @@ WORKERS = {
     "uvicorn": ("-k", "uvicorn.workers.UvicornWorker", "--preload", "-w", "2", "tests.web.wsgi_app:asgi"),
 }
 COUNT = 120
+LAST = range(COUNT + 1, COUNT + 10)
 
 
 def ask(path, ns):
@@ -38,10 +40,18 @@ def ask(path, ns):
     return {reply[0] for reply in replies}, [int(reply[1]) for reply in replies if reply[2] == "1"]
 
 
+def runs(pid):
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("kind", WORKERS)
 def test_a_preloaded_tracker_loses_nothing_and_sends_nothing_twice(kind, run, sidecar, api, tmp_path):
     """Made before the fork and used in two workers, which end after 25 requests (sync), are reloaded in the middle and
-    stopped right after the last request."""
+    stopped with records in memory that the collector does not answer for yet."""
     name, path, overwritten = f"fork.{kind}", tmp_path / "w.sock", api.overwritten
     gunicorn = run(
         *GUNICORN, "--bind", f"unix:{path}", *WORKERS[kind],
@@ -50,9 +60,15 @@ def test_a_preloaded_tracker_loses_nothing_and_sends_nothing_twice(kind, run, si
     pids, durable = ask(path, range(COUNT // 2))
     gunicorn.process.send_signal(signal.SIGHUP)
     more_pids, more_durable = ask(path, range(COUNT // 2, COUNT))
+    eventually(lambda: not any(map(runs, pids)), what="the end of the workers before the reload")
+    with sidecar.frozen():
+        ask(path, LAST)
+        gunicorn.process.send_signal(signal.SIGTERM)
+        eventually(lambda: not listens(path))
     took = gunicorn.end()
-    eventually(lambda: len(numbers(api, name)) >= COUNT + 1, what=f"{len(numbers(api, name))} of {COUNT + 1}: all")
-    assert sorted(numbers(api, name)) == list(range(-1, COUNT))
+    expected = [*range(-1, COUNT), *LAST]
+    eventually(lambda: len(numbers(api, name)) >= len(expected), what="the arrival of all")
+    assert sorted(numbers(api, name)) == expected
     assert len(pids | more_pids) >= (1 if kind == "gevent" else 2)
     assert {*range(0, COUNT, 10)} <= {*durable, *more_durable}
     assert api.overwritten == overwritten
@@ -85,9 +101,13 @@ def test_uvicorn_alone_ends_by_its_signal_and_loses_nothing(run, sidecar, api, t
         env={"TILLPOST_URL": sidecar.url, "RUN": "uvicorn.alone"},
     ).until(lambda: listens(path))  # fmt: skip
     ask(path, range(1, 40))
+    with sidecar.frozen():
+        ask(path, LAST)
+        uvicorn.process.send_signal(signal.SIGTERM)
+        eventually(lambda: not listens(path))
     uvicorn.end()
     assert uvicorn.process.returncode == -signal.SIGTERM
-    eventually(lambda: len(numbers(api, "uvicorn.alone")) == 40)
+    eventually(lambda: len(numbers(api, "uvicorn.alone")) == 40 + len(LAST))
 
 
 GEVENT_LATE = """
@@ -130,6 +150,40 @@ def test_gevent_may_patch_before_and_after_a_tracker_is_used(program, name, run,
     assert process.process.returncode == 0, process.said
     eventually(lambda: len(numbers(api, name)) == 50)
     assert sorted(numbers(api, name)) == list(range(50))
+
+
+GEVENT_FORK = """
+from gevent import monkey; monkey.patch_all()
+import gevent, os, sys
+from tracker import Client, Tracker
+tracker, anna = Tracker(sys.argv[1]), Client(custom_id="C-1")
+def track(*ns):
+    for n in ns:
+        tracker.custom(anna, action="gevent.fork", params={"n": n})
+        gevent.sleep(0.001)
+track(0, 1, 2)
+child = os.fork()
+track(*((3, 4) if child else (5, 6)))
+print("tracked", flush=True)
+assert tracker.flush(20)
+assert tracker.counters().tracked == tracker.counters().durable == (5 if child else 2), tracker.counters()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_forks_child_does_not_go_on_with_its_parents_greenlets(run, sidecar, api):
+    """A fork copies greenlets, and with them the one that was sending: it must not send here what is the parent's."""
+    overwritten = api.overwritten
+    with sidecar.frozen():
+        process = run("-W", "ignore", "-c", GEVENT_FORK, sidecar.url)
+        process.until(lambda: process.said.count("tracked") == 2 or "rror" in process.said)
+    process.process.wait(30)
+    assert process.process.returncode == 0, process.said
+    assert process.said == "tracked\n" * 2
+    eventually(lambda: len(numbers(api, "gevent.fork")) == 7)
+    assert sorted(numbers(api, "gevent.fork")) == list(range(7))
+    assert api.overwritten == overwritten
 
 
 def test_waiting_for_a_receipt_lets_other_greenlets_run(run):
