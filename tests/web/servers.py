@@ -73,6 +73,14 @@ class Process:
             raise AssertionError(f"did not end within {within} s: {self.said}") from None
         return time.monotonic() - started
 
+    def is_waiting(self, seconds: float = 0.5) -> bool:
+        """Whether it does not end for so long."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()

@@ -31,7 +31,7 @@ def test_a_visitor_browses_signs_in_and_buys_and_the_server_ends_with_events_in_
         for _ in range(3):  # the first is sent at once; the others wait in memory for its answer
             assert ola.get("/products/B-9").status == 200
         server.process.send_signal(signal.SIGTERM)
-        eventually(lambda: not listens(path))
+        assert server.is_waiting(), "for the collector"
     server.end()
     assert server.process.returncode == -signal.SIGTERM, "no atexit: what is in memory left at the lifespan's end"
     eventually(lambda: len(of(api, "ola@example.com", UUID)) >= 7)

@@ -104,7 +104,7 @@ def test_uvicorn_alone_ends_by_its_signal_and_loses_nothing(run, sidecar, api, t
     with sidecar.frozen():
         ask(path, LAST)
         uvicorn.process.send_signal(signal.SIGTERM)
-        eventually(lambda: not listens(path))
+        assert uvicorn.is_waiting(), "for the collector"
     uvicorn.end()
     assert uvicorn.process.returncode == -signal.SIGTERM
     eventually(lambda: len(numbers(api, "uvicorn.alone")) == 40 + len(LAST))
