@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from tracker.bound import Binding, BoundTracker, anonymous_uuid, bound
 from tracker.clients import Client
+from tracker.tracker import Tracker
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -51,6 +52,29 @@ class ClientMiddleware:
             await send(message)
 
         return flush_first
+
+
+class FlushAtShutdown:
+    """Around an application that knows no lifespan, as Django's: flushes the tracker when the server shuts down.
+
+    Args:
+        app: the application; it gets everything but the lifespan.
+        tracker: flushed for at most its `close_timeout`.
+    """
+
+    def __init__(self, app: App, tracker: Tracker) -> None:
+        self.app = app
+        self.tracker = tracker
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+        await receive()  # lifespan.startup
+        await send({"type": "lifespan.startup.complete"})
+        await receive()  # lifespan.shutdown
+        await self.tracker.aflush()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 def _cookies(scope: Scope) -> str:
