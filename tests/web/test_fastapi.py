@@ -106,3 +106,29 @@ async def test_the_dependency_says_what_is_missing_and_can_be_replaced(site):
             await http.get("/")
         app.dependency_overrides[current_tracker] = lambda: mine
         assert (await http.get("/")).json() is True
+
+
+async def test_starlette_alone_has_the_middleware_and_a_lifespan_that_flushes(tillpost_collector):
+    import httpx
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+
+    from tracker.integrations.starlette import ClientMiddleware, lifespan
+
+    tracker = BoundTracker(tillpost_collector.url)
+
+    async def view(request):
+        tracker.searched()
+        return PlainTextResponse("")
+
+    app = Starlette(routes=[Route("/", view)], lifespan=lifespan(tracker))
+    app.add_middleware(ClientMiddleware, client_of=lambda connection: Client(custom_id=connection.query_params["user"]))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop") as http,
+    ):
+        assert (await http.get("/?user=ola")).status_code == 200
+    assert tracker.counters().durable == 1
+    [record] = await asyncio.to_thread(tillpost_collector.delivered)
+    assert record["client"] == {"customId": "ola"}
