@@ -3,8 +3,6 @@
 import asyncio
 import contextvars
 import logging
-import subprocess
-import sys
 import threading
 from decimal import Decimal
 
@@ -179,27 +177,3 @@ async def test_tasks_and_threads_of_a_request_share_its_client_and_other_request
     assert sum(record["action"] == "thread" for record in tracked) == 50
     with pytest.raises(MissingArgument):
         contextvars.Context().run(tracker.bind, ANNA)
-
-
-TYPED = """
-from tracker import BoundTracker, Client, Receipt, Tracker
-plain, bound, anna = Tracker(), BoundTracker(), Client(custom_id="C-1")
-receipt: Receipt = plain.custom(anna, action="a")
-plain.custom(client=anna, action="a")
-bound.custom(action="a")
-bound.custom(anna, action="a")
-anything: Tracker = bound
-plain.custom(action="a")
-bound.custom(action=1)
-bound.custom()
-plain.custom(anna, action="a", colour="red")
-"""
-
-
-def test_a_type_checker_demands_the_client_of_a_tracker_and_not_of_a_bound_one(tmp_path):
-    pytest.importorskip("mypy", reason="mypy is not installed: pip install -e '.[lint]'")
-    (tmp_path / "typed.py").write_text(TYPED)
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--cache-dir", "/dev/null", "typed.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    wrong = [int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error:" in line]
-    assert wrong == [9, 10, 11, 12], done.stdout

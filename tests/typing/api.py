@@ -14,7 +14,7 @@ from typing import Annotated, Literal, assert_type
 
 from msgspec import Meta, field
 
-from tracker import Client, CustomEvent, Money, Product, Receipt, Source, Tracker
+from tracker import BoundTracker, Client, CustomEvent, Money, Product, Receipt, Source, Tracker
 from tracker.events import AddedToCart
 from tracker.integrations.outbox import Drained, Outbox
 from tracker.record import Record
@@ -60,6 +60,19 @@ def built_in_events(tracker: Tracker) -> None:
     tracker.added_to_cart(anna, sku="A", quantity=1)  # type: ignore[call-arg]
     tea = Product(sku="A", name="Tea", quantity="1", final_unit_price=price)
     tracker.transaction(anna, order_id="1", payment_method="CASH", source=Source.POS, products=[tea])
+
+
+def the_client(plain: Tracker, bound: BoundTracker) -> None:
+    anything: Tracker = bound
+    anything.custom(anna, action="a")
+    assert_type(plain.custom(client=anna, action="a"), Receipt)
+    plain.custom(action="a")  # type: ignore[call-arg]
+    plain.custom(anna, action="a", colour="red")  # type: ignore[call-arg]
+    assert_type(bound.custom(action="a"), Receipt)
+    bound.custom(anna, action="a")
+    bound.custom(action=1)  # type: ignore[arg-type]
+    bound.custom()  # type: ignore[call-arg]
+    assert_type(bound.login(anna), Receipt)
 
 
 def drop_staff(record: Record) -> Record | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 here = Path(__file__).parent
 broker_url = "filesystem://"
 broker_transport_options = {name: str(here / "queue") for name in ("data_folder_in", "data_folder_out")}
-broker_transport_options["control_folder"] = str(here / "control")
+broker_transport_options |= {"control_folder": str(here / "control"), "polling_interval": 0.05}
 broker_connection_retry_on_startup = True
 worker_max_tasks_per_child = 5
 worker_prefetch_multiplier = 1
