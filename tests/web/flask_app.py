@@ -10,7 +10,7 @@ from tracker.integrations.flask import FlaskTracker
 tracker = FlaskTracker(client_of=lambda: Client(custom_id=session["user"]) if "user" in session else None)
 app = Flask("shop")
 app.secret_key = "k"
-app.config["TILLPOST_URL"] = os.environ["SIDECAR"]
+app.config |= {"TILLPOST_URL": os.environ["SIDECAR"], "TILLPOST_CLOSE_TIMEOUT": 25}  # a loaded machine is slow
 tracker.init_app(app)
 
 
