@@ -64,7 +64,7 @@ def test_a_visitor_browses_signs_in_and_buys(kind, run, project, sidecar, api, t
             assert anna.get("/search?q=mug").status == 200
         server.process.send_signal(signal.SIGTERM)
         assert server.is_waiting(), "for the collector"
-    assert server.end() < 10
+    assert server.end() < 20
     eventually(lambda: len(of(api, email, uuid)) >= 9)
     assert server.said.count("a record was not kept: refused: nobody is signed in") == 1
 

@@ -72,7 +72,7 @@ def test_a_preloaded_tracker_loses_nothing_and_sends_nothing_twice(kind, run, si
     assert len(pids | more_pids) >= (1 if kind == "gevent" else 2)
     assert {*range(0, COUNT, 10)} <= {*durable, *more_durable}
     assert api.overwritten == overwritten
-    assert took < 10
+    assert took < 20
 
 
 def test_a_worker_that_is_stopped_while_the_sidecar_is_away_ends_in_time(run, tmp_path):
@@ -90,7 +90,7 @@ def test_a_worker_that_is_stopped_while_the_sidecar_is_away_ends_in_time(run, tm
         "-m", "gunicorn", "--no-control-socket", "--bind", f"unix:{path}", "-w", "2", "away:app", cwd=tmp_path
     ).until(lambda: listens(path))
     ask(path, range(20))
-    assert gunicorn.end() < 8
+    assert gunicorn.end() < 20
 
 
 def test_uvicorn_alone_ends_by_its_signal_and_loses_nothing(run, sidecar, api, tmp_path):
