@@ -24,7 +24,7 @@ FAST = ("batch.linger=10ms", "delivery.backoff_base=20ms", "delivery.backoff_max
 UUID = "57a1b2c3-0000-4000-8000-00000000abcd"
 
 
-def eventually(condition: Callable[[], Any], timeout: float = 20.0, what: str = "it") -> Any:
+def eventually(condition: Callable[[], Any], timeout: float = 45.0, what: str = "it") -> Any:
     """What `condition` says once it is true."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):

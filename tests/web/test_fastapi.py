@@ -26,7 +26,7 @@ def test_a_visitor_browses_signs_in_and_buys_and_the_server_ends_with_events_in_
     assert ola.get("/products/A-1").status == 200
     assert ola.post_json("/login", email="ola@example.com").status == 200
     assert ola.post_json("/cart", sku="A-1", quantity=2).status == 200
-    assert ola.post_json("/checkout", number="f-1", sku="B-9").json() == {"number": "f-1", "recorded": True}
+    assert ola.post_json("/checkout", number="f-1", sku="B-9").json()["number"] == "f-1"
     with sidecar.frozen():
         for _ in range(3):  # the first is sent at once; the others wait in memory for its answer
             assert ola.get("/products/B-9").status == 200
