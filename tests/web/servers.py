@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
@@ -42,8 +42,9 @@ class Process:
         self._log = log
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, *map(str, command)], env={**(env or {}), **clean}, cwd=cwd, stdout=out, stderr=out
-            )
+                [sys.executable, *map(str, command)], env={**(env or {}), **clean}, cwd=cwd, stdout=out, stderr=out,
+                start_new_session=True,
+            )  # fmt: skip
 
     @property
     def said(self) -> str:
@@ -82,7 +83,9 @@ class Process:
         return False
 
     def kill(self) -> None:
-        self.process.kill()
+        """Kills it and its workers, which may outlive it."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
