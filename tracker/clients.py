@@ -66,6 +66,20 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
         elif self.uuid is None and self.custom_id is None and self.email is None:
             raise InvalidRecord("client", "must have at least one of id, uuid, custom_id, email")
 
+    def merged(self, anonymous: "Client | str | UUID") -> "Client":
+        """This client and the anonymous profile it was until now, in one: for the event of its login.
+
+        The API then makes one profile of the two: a client object may carry several identifiers, and events of
+        the uuid belong to the e-mail or own id from there on. Raises `InvalidRecord` when this client has no
+        identifier but a uuid, or the anonymous one has none.
+        """
+        uuid = anonymous.uuid if isinstance(anonymous, Client) else str(anonymous)
+        if uuid is None:
+            raise InvalidRecord("anonymous", "must have a uuid: that is what an anonymous profile is known by")
+        if self.id is None and self.custom_id is None and self.email is None:
+            raise InvalidRecord("client", "must have email, custom_id or id beside the anonymous uuid")
+        return Client(id=self.id, uuid=uuid, custom_id=self.custom_id, email=self.email)
+
     def __repr__(self) -> str:
         return masked(self)
 

@@ -40,17 +40,18 @@ def _object(value: Mapping[Any, Any], field: str, depth: int) -> dict[str, objec
         if kind is bool or (kind is str and item.isascii()) or (kind is int and -(1 << 63) <= item < 1 << 63):
             copy[key] = item
         else:
-            copy[key] = _json(item, f"{field}.{key}", depth)
+            copy[key] = json_value(item, f"{field}.{key}", depth)
     return copy
 
 
-def _json(value: Any, field: str, depth: int) -> object:
+def json_value(value: Any, field: str, depth: int = _MAX_DEPTH) -> object:
+    """A copy of anything JSON can say."""
     if value is None:
         raise InvalidRecord(field, "must not be null: leave the key out", value)
     if isinstance(value, bool):
         return value
     if isinstance(value, Enum):
-        return _json(value.value, field, depth)
+        return json_value(value.value, field, depth)
     if isinstance(value, str):
         return checks.text(str(value), field)
     if isinstance(value, (int, float, Decimal)):
@@ -66,7 +67,7 @@ def _json(value: Any, field: str, depth: int) -> object:
     if isinstance(value, Mapping):
         return _object(value, field, depth - 1)
     if isinstance(value, (list, tuple)):
-        return [_json(item, f"{field}[{index}]", depth - 1) for index, item in enumerate(value)]
+        return [json_value(item, f"{field}[{index}]", depth - 1) for index, item in enumerate(value)]
     raise InvalidRecord(
         field,
         "must be something JSON can say (string, number, bool, list, mapping), Decimal, Money, UUID "

@@ -41,22 +41,38 @@ def shared(key: object, make: Callable[[], _S]) -> _S:
         return sender
 
 
+def senders(target: str | None = None) -> list[Any]:
+    """The senders of this process, or those to one URL."""
+    return [sender for key, sender in list(_senders.items()) if target is None or key[0] == target]
+
+
 def exit_last() -> None:
     """Flushes at exit before everything registered so far is torn down (exit runs backwards)."""
-    atexit.unregister(_finish)
-    atexit.register(_finish)
+    atexit.unregister(finish)
+    atexit.register(finish)
     # Children of multiprocessing leave through os._exit and run its finalisers only.
     util = sys.modules.get("multiprocessing.util")
     if util is not None and sys.modules["multiprocessing.process"].parent_process() is not None:
-        util.Finalize(None, _finish, exitpriority=0)
+        util.Finalize(None, finish, exitpriority=0)
 
 
-def _finish() -> None:
+def finish() -> None:
+    """The process ends: flushes what waits, for at most the longest `close_timeout`; what is left fails as closed."""
     senders = list(_senders.values())
     deadline = time.monotonic() + max((sender.close_timeout for sender in senders), default=0.0)
     for sender in senders:
         sender.finish(deadline)
     callbacks.drain(max(1.0, deadline - time.monotonic()))
+
+
+def stay(home: int) -> None:
+    """Returns in the process `home`, and nowhere else.
+
+    Threads do not come along when a process forks, but those of gevent are greenlets, and do: a copy must not go on
+    with the parent's work. It may not even end, for `threading` has forgotten it and would complain.
+    """
+    if os.getpid() != home:
+        threading.Event().wait()
 
 
 def _after_fork_in_child() -> None:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 if TYPE_CHECKING:
-    from tracker.outbox import Account
+    from tracker.sender import Sender
+    from tracker.waiting import Account
 
 log: logging.Logger = logging.getLogger(__name__)
 
-Reason = Literal["refused", "full", "disabled", "closed"]
+Reason = Literal["refused", "full", "disabled", "closed", "before_record"]
+"""Why a record was not kept; ``before_record``: the application's own hook dropped it, or failed."""
 
 
 class Counters(msgspec.Struct, frozen=True):
@@ -102,22 +104,28 @@ class Receipt:
 
     async def durably(self, timeout: float = 5.0) -> bool:
         """`wait` for asyncio."""
-        import asyncio  # loaded already where a loop runs, and costly where none does
-
-        loop, settled = asyncio.get_running_loop(), asyncio.Event()
-        if self._account is not None and self._account.sender.listen(
-            self, lambda: loop.call_soon_threadsafe(settled.set)
-        ):
-            try:
-                async with asyncio.timeout(timeout):
-                    await settled.wait()
-            except TimeoutError:
-                return self.durable
+        if self._account is not None:
+            await settled(self._account.sender, [self], timeout)
         return self.durable
 
     def __repr__(self) -> str:
         state = "durable" if self.durable else self.error.reason if self.error else "waiting"
         return f"<Receipt {state}>"
+
+
+async def settled(sender: "Sender", receipts: "list[Receipt]", timeout: float) -> None:
+    """Returns as soon as all of them are durable or have failed, or after `timeout` seconds; no thread waits."""
+    import asyncio  # loaded already where a loop runs, and costly where none does
+
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    forget = sender.when_settled(receipts, lambda: loop.call_soon_threadsafe(done.set))
+    try:
+        async with asyncio.timeout(timeout):
+            await done.wait()
+    except TimeoutError:
+        return
+    finally:
+        forget()
 
 
 _MAX_CALLS: Final = 10_000
@@ -136,17 +144,23 @@ class Callbacks:
 
     def reset(self) -> None:
         """Starts anew, as in a forked child: the parent's failures are the parent's."""
-        self._changed = threading.Condition()
+        self._make_locks()
         self._calls: deque[tuple[OnError, Failure]] = deque()
         self._bytes = 0
         self._busy = False
         self._thread: threading.Thread | None = None
         self._logged: set[str] = set()
 
+    def _make_locks(self) -> None:
+        self._changed = threading.Condition()
+        self._locks_of: object = threading.Lock
+
     def call(self, on_error: OnError | None, failure: Failure) -> None:
         """Hands a failure over; at once, whatever `on_error` does."""
         if on_error is None or threading.current_thread() is self._thread:
             return  # what fails inside on_error is counted, and would otherwise go round for ever
+        if self._locks_of is not threading.Lock and self._thread is None:
+            self._make_locks()  # gevent has patched since: the locks of threads do not tell greenlets apart
         with self._changed:
             if len(self._calls) >= _MAX_CALLS or self._bytes > _MAX_CALL_BYTES:
                 self._log_once("on_error is too slow: failures are counted, but not all are handed over")

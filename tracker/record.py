@@ -6,7 +6,7 @@ when; `stamp` gives it its time and salt and turns it into the bytes that every 
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any, ClassVar, Final, NamedTuple, get_args
+from typing import Any, ClassVar, Final, NamedTuple, Self
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -15,6 +15,7 @@ from tracker.checks import Check, Moment, Salt
 from tracker.clients import AnyClient
 from tracker.errors import InvalidRecord
 from tracker.masks import fields_masked, masked
+from tracker.rules import rule_of
 
 _ENVELOPE: Final = frozenset({"client", "time", "salt", "label", "params", "action", "extra", "metadata"})
 
@@ -52,12 +53,9 @@ def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def _check_of(annotation: Any) -> tuple[type | None, Check]:
-    """The check in ``Annotated[T, check]``, alone or in a union with None."""
-    for part in (annotation, *get_args(annotation)):
-        if hasattr(part, "__metadata__"):
-            check: Check = part.__metadata__[0]
-            return getattr(check, "passes", None), check
-    raise TypeError(f"{annotation} carries no check")
+    """The check of a field's annotation, and the type it would let pass as it is."""
+    check = rule_of(annotation).check
+    return getattr(check, "passes", None), check
 
 
 plans: Final = _Plans()
@@ -115,3 +113,7 @@ class Record(_Whose, frozen=True, kw_only=True):
     def wire(self, time: str, salt: str) -> dict[str, object]:
         """This record in the API's words."""
         raise NotImplementedError
+
+    def replace(self, **changes: Any) -> Self:
+        """The same record with some fields changed, checked anew; None takes an optional one out."""
+        return msgspec.structs.replace(self, **changes)

@@ -9,6 +9,7 @@ signal handler or a finaliser may come in at any point of the very thread that h
 """
 
 import logging
+import os
 import re
 import threading
 import time as _time
@@ -21,10 +22,10 @@ from typing import Final
 import msgspec
 
 from tracker import process, wire
-from tracker.outbox import MAX_RECORDS, Account, Line, release
 from tracker.receipt import Failure, Receipt, callbacks
 from tracker.stamp import Stamper, clock_header
 from tracker.transport import Answer, CannotStart, Transport, TransportError
+from tracker.waiting import MAX_RECORDS, Account, Line, release
 
 Listener = Callable[[], object]
 
@@ -47,17 +48,21 @@ class Sender:
         self._begin()
 
     def _begin(self) -> None:
-        self.lock: threading.RLock = threading.RLock()
-        self._work = threading.Condition(self.lock)
-        self._settled = threading.Condition(self.lock)
+        self._make_locks()
         self._lines = {path: Line(path) for path in (wire.EVENTS_BATCH, wire.TRANSACTIONS_BATCH)}
         self._thread: threading.Thread | None = None
         self._troubles: set[str] = set()
         self._ended = False
 
+    def _make_locks(self) -> None:
+        self.lock: threading.RLock = threading.RLock()
+        self._work = threading.Condition(self.lock)
+        self._settled = threading.Condition(self.lock)
+        self._locks_of: object = threading.Lock
+
     def forget_parent(self) -> None:
         """In a forked child: what waits is the parent's to send, over the parent's connection."""
-        self._transport.close()  # closes this process's copy of the socket; the parent's stays open
+        self._transport.forget_parent()
         self._begin()
         for account in self._accounts:
             account.reset()
@@ -71,6 +76,11 @@ class Sender:
             self.close_timeout = max(self.close_timeout, account.close_timeout)
             self._users += 1
 
+    def accounts(self) -> list[Account]:
+        """Those of the trackers that send here and are still held."""
+        with self.lock:
+            return list(self._accounts)
+
     def leave(self) -> None:
         """One tracker less: after the last one the thread ends, once nothing waits."""
         with self.lock:
@@ -81,13 +91,16 @@ class Sender:
         """Gives a record its place in memory, or fails it; never waits longer than `block_for`."""
         receipt._account = account
         size = len(receipt._body)
+        told: list[Listener] = []
+        if self._locks_of is not threading.Lock and self._thread is None:
+            self._make_locks()  # gevent has patched since: the locks of threads do not tell greenlets apart
         with self.lock:
             account.tracked += 1
             receipt._number = account.tracked
             if self._ended:
                 account.fail(receipt, "closed", "tracked after the process had flushed what it tracked")
                 return
-            if not account.has_room(size) and not self._make_room(account, size):
+            if not account.has_room(size) and not self._make_room(account, size, told):
                 account.fail(receipt, "full", f"refused: {account.room()}")
                 return
             account.waiting += 1
@@ -99,8 +112,10 @@ class Sender:
             if line.parked:
                 line.parked = False
                 self._work.notify()
+        if told:
+            _call(told)
 
-    def _make_room(self, account: Account, size: int) -> bool:
+    def _make_room(self, account: Account, size: int, told: list[Listener]) -> bool:
         if account.when_full == "discard-oldest" and size <= account.max_bytes:
             while not account.has_room(size):
                 oldest = self._take_oldest(account)
@@ -108,6 +123,7 @@ class Sender:
                     return False
                 release(oldest)
                 account.fail(oldest, "full", f"discarded for a newer record; {account.room()}", dropped=True)
+                told += oldest._listeners or ()
                 self._settled.notify_all()
             return True
         if account.when_full == "block" and threading.current_thread() is not self._thread:
@@ -131,23 +147,49 @@ class Sender:
         with self.lock:
             return self._settled.wait_for(condition, max(0.0, timeout))
 
-    def listen(self, receipt: Receipt, listener: Callable[[], object]) -> bool:
-        """Calls `listener` once the record is settled; False, and no call, when it already is."""
+    def when_settled(self, receipts: list[Receipt], listener: Listener) -> Callable[[], None]:
+        """Calls `listener` once all of them are durable or have failed; what it returns takes that back."""
         with self.lock:
-            if receipt.durable or receipt.error is not None:
-                return False
-            receipt._listeners = [*(receipt._listeners or ()), listener]
-            return True
+            waiting = [receipt for receipt in receipts if not receipt.durable and receipt.error is None]
+            left = len(waiting)
+
+            def one_less() -> None:
+                nonlocal left
+                with self.lock:
+                    left -= 1
+                    if left:
+                        return
+                listener()
+
+            for receipt in waiting:
+                receipt._listeners = [*(receipt._listeners or ()), one_less]
+
+        def forget() -> None:
+            with self.lock:
+                for receipt in waiting:
+                    if not receipt.durable and receipt._listeners and one_less in receipt._listeners:
+                        receipt._listeners.remove(one_less)
+
+        if not waiting:
+            listener()
+        return forget
 
     def flush(self, account: Account, timeout: float) -> bool:
         """True when everything the account has waiting now became durable within `timeout` seconds."""
         deadline = _time.monotonic() + timeout
-        with self.lock:
-            awaited = self._of(account)
-            self._hurry()
+        awaited = self.hurry(account)
         for receipt in awaited:
             receipt.wait(deadline - _time.monotonic())
         return all(receipt.durable for receipt in awaited)
+
+    def hurry(self, account: Account) -> list[Receipt]:
+        """What the account has waiting now. Somebody waits for it: an unreachable collector is tried again at once."""
+        with self.lock:
+            for line in self._lines.values():
+                if line.unreachable:
+                    line.not_before = 0.0
+            self._work.notify_all()
+            return self._of(account)
 
     def give_up(self, account: Account, message: str) -> None:
         """Fails what the account still has waiting; whether what is in flight arrives is not known."""
@@ -186,13 +228,6 @@ class Sender:
             if receipt._account is account and receipt.error is None and not receipt.durable
         ]
 
-    def _hurry(self) -> None:
-        """Somebody waits for an answer: tries an unreachable collector again at once."""
-        for line in self._lines.values():
-            if line.unreachable:
-                line.not_before = 0.0
-        self._work.notify_all()
-
     # The thread's side
 
     def _start(self) -> None:
@@ -206,17 +241,21 @@ class Sender:
         process.exit_last()
 
     def _run(self) -> None:
+        home = os.getpid()
         try:
-            while (line := self._next()) is not None:
+            while (line := self._next(home)) is not None:
+                result: Answer | TransportError
                 try:
-                    answer = self._send(line)
+                    result = self._send(line)
                 except TransportError as error:
-                    listeners = self._failed(line, error)
+                    result = error
                 except Exception as error:  # a mistake of ours: the records stay, and go on being tried
-                    listeners = self._failed(line, TransportError(f"unexpected {type(error).__name__}"))
+                    result = TransportError(f"unexpected {type(error).__name__}")
+                process.stay(home)
+                if isinstance(result, TransportError):
+                    _call(self._failed(line, result))
                 else:
-                    listeners = self._judge(line, answer)
-                _call(listeners)
+                    _call(self._judge(line, result))
         except BaseException:  # a mistake of ours: the next record starts another thread
             with self.lock:
                 for line in self._lines.values():
@@ -227,7 +266,7 @@ class Sender:
         finally:
             self._transport.close()
 
-    def _next(self) -> Line | None:
+    def _next(self, home: int) -> Line | None:
         """The next line with something to send, its records taken; None when the thread is to end."""
         with self.lock:
             while True:
@@ -246,6 +285,7 @@ class Sender:
                     line.parked = line not in pending
                 wake = min((line.not_before for line in pending), default=None)
                 self._work.wait(None if wake is None else wake - now)
+                process.stay(home)
 
     def _send(self, line: Line) -> Answer:
         batch = line.in_flight

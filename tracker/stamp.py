@@ -1,5 +1,6 @@
 """The stamp: a record gets its time and salt once, and becomes the bytes every attempt sends."""
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -15,7 +16,16 @@ MAX_BODY: Final = 1_000_000
 """Bytes of one request, here as upstream (API reference, Endpoints in scope)."""
 _STEP_MS: Final = 500  # above it the clock was set; below it drifts or is slewed
 
+Redact = Callable[[dict[str, object]], dict[str, object]]
+"""Takes out of a record what must not be sent."""
+
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
+
+
+class _Stamp(msgspec.Struct, rename="camel"):
+    event_salt: str
+    time: str = ""
+    recorded_at: str = ""
 
 
 class Stamper:
@@ -26,7 +36,7 @@ class Stamper:
         self._salts = salts
         self._offset_ms = clock.wall_ms() - clock.boot_ms()
 
-    def __call__(self, record: Record) -> Receipt:
+    def __call__(self, record: Record, redact: Redact | None = None) -> Receipt:
         """The record, encoded once and for all. Raises `InvalidRecord` when no request could hold it."""
         wall_ms = self.clock.wall_ms()
         offset_ms = self._offset_ms
@@ -35,10 +45,17 @@ class Stamper:
         given = record.time
         time = format_ms(wall_ms if given is None else datetime_ms(given))
         salt = record.salt or self._salts(wall_ms)
-        body = _encode(record.wire(time, salt))
+        said = record.wire(time, salt)
+        body = _encode(said if redact is None else redact(said))
         if len(body) > MAX_BODY - 2:
             raise InvalidRecord("record", f"must encode to at most {MAX_BODY - 2} bytes: no request could hold it")
         return Receipt(record.path, body, time, salt, given is not None, offset_ms)
+
+    def again(self, path: str, body: bytes) -> Receipt:
+        """A record that was stamped and encoded earlier, maybe in another process: its time counts as given."""
+        said = msgspec.json.decode(body, type=_Stamp)
+        time, salt = said.time or said.recorded_at, said.event_salt
+        return Receipt(path, body, time, salt, given=True, offset_ms=self._offset_ms)
 
     def _look_again(self) -> tuple[int, int]:
         """Wall time and offset, once the thread was not interrupted between looking at the two clocks."""

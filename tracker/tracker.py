@@ -2,33 +2,54 @@
 
 import functools
 import inspect
+import logging
 import os
 import re
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    Final,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    cast,
+    get_type_hints,
+    overload,
+)
 
 import msgspec
 
 from tracker import events, process, salt
 from tracker.checks import kind_of
+from tracker.clients import Client
 from tracker.errors import InvalidRecord, MissingArgument
-from tracker.outbox import Account, WhenFull
-from tracker.receipt import Counters, OnError, Receipt, callbacks
+from tracker.privacy import BeforeRecord, Redaction, show, shown
+from tracker.receipt import Counters, OnError, Receipt, callbacks, settled
 from tracker.record import Record
 from tracker.sender import Sender
 from tracker.stamp import Stamper
 from tracker.time import Clock, SystemClock
 from tracker.transactions import Transaction
 from tracker.transport import EmbeddedCollector, connect
+from tracker.waiting import Account, WhenFull
+
+if TYPE_CHECKING:
+    from tracker.bound import BoundTracker
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Record)
+
+log: logging.Logger = logging.getLogger(__name__)
 
 _LAST_CALLS_S: Final = 1.0
 _DEFAULT_TARGET: Final = "http://127.0.0.1:8787"
@@ -37,23 +58,53 @@ _SIZE: Final = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|KB|MB|GB)?", re.ASCII)
 _UNITS: Final = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 1000, "MB": 10**6, "GB": 10**9}
 
 
-def _tracks(
-    record_type: Callable[P, R],
-) -> Callable[[Callable[["Tracker", R], Receipt]], Callable[Concatenate["Tracker", P], Receipt]]:
-    """Gives a method that takes a record the arguments of the record's class, so that they are listed once."""
+class WithClient(Protocol[P]):
+    """A method of a `Tracker`: the client first, then the arguments of the record."""
 
-    def with_its_arguments(method: Callable[["Tracker", R], Receipt]) -> Callable[Concatenate["Tracker", P], Receipt]:
+    def __call__(self, client: Client, *args: P.args, **kwargs: P.kwargs) -> Receipt: ...
+
+
+class MayHaveClient(Protocol[P]):
+    """A method of a `BoundTracker`: without a client, the one that is bound."""
+
+    def __call__(self, client: Client | None = None, *args: P.args, **kwargs: P.kwargs) -> Receipt: ...
+
+
+class Tracks(Protocol[P]):
+    """A method that tracks one class of records, as type checkers see it; at run time a plain function."""
+
+    @overload
+    def __get__(self, tracker: "BoundTracker", owner: type | None = None) -> MayHaveClient[P]: ...
+
+    @overload
+    def __get__(self, tracker: "Tracker", owner: type | None = None) -> WithClient[P]: ...
+
+    @overload
+    def __get__(
+        self, tracker: None, owner: type | None = None
+    ) -> Callable[Concatenate["Tracker", Client, P], Receipt]: ...
+
+
+def _tracks(
+    record_type: Callable[Concatenate[Client, P], R],
+) -> Callable[[Callable[["Tracker", R], Receipt]], Tracks[P]]:
+    """Gives a method that takes a record the arguments of the record's class, so that they are listed once."""
+    make = cast(Callable[..., R], record_type)
+
+    def with_its_arguments(method: Callable[["Tracker", R], Receipt]) -> Tracks[P]:
         @functools.wraps(method)
-        def tracked(self: "Tracker", /, *args: P.args, **kwargs: P.kwargs) -> Receipt:
+        def tracked(self: "Tracker", /, *args: Any, **kwargs: Any) -> Receipt:
+            if self._fills_in and (args[0] if args else kwargs.get("client")) is None:
+                args, kwargs["client"] = args[1:], self._whose()
             try:
-                record = record_type(*args, **kwargs)
+                record = make(*args, **kwargs)
             except TypeError as error:
-                _say_what_is_missing(record_type, args, kwargs)
+                _say_what_is_missing(make, args, kwargs)
                 raise error from None
             return method(self, record)
 
-        tracked.__signature__ = _signature(record_type)  # type: ignore[attr-defined]
-        return tracked
+        tracked.__signature__ = _signature(make)  # type: ignore[attr-defined]
+        return cast(Tracks[P], tracked)
 
     return with_its_arguments
 
@@ -89,6 +140,12 @@ class Tracker:
             older ones to make room, ``block`` waits up to `block_for` seconds for room and then fails it.
         block_for: seconds, for ``block``.
         close_timeout: seconds `close`, and the end of the process, wait for what is not durable yet.
+        before_record: called with every record before it is stamped; returns it, another one
+            (``record.replace(label="...")``) or None to drop it. On the caller's thread: be quick, and track nothing
+            in it. Should it fail, the record is dropped, counted and handed to `on_error`, never sent unchanged.
+        redact: names of params, as they are sent, that are left out of every record, at any depth.
+        debug: shows each record as it would be sent, personal data and all, at level DEBUG of the logger
+            ``tracker.debug``.
         clock: where stamps come from; for tests.
 
     A wrong argument raises `InvalidRecord` here. `TILLPOST_DISABLED=1` makes a tracker that checks, counts and
@@ -106,6 +163,9 @@ class Tracker:
         when_full: WhenFull = "refuse",
         block_for: float = 0.1,
         close_timeout: float = 5.0,
+        before_record: BeforeRecord | None = None,
+        redact: Iterable[str] = (),
+        debug: bool = False,
         clock: Clock | None = None,
     ) -> None:
         if target is None:
@@ -113,10 +173,17 @@ class Tracker:
         token = _token(token)
         if on_error is not None and not callable(on_error):
             raise InvalidRecord("on_error", f"must be callable with a Failure, not {kind_of(on_error)}", on_error)
+        if before_record is not None and not callable(before_record):
+            raise InvalidRecord("before_record", f"must be callable with a record, not {kind_of(before_record)}")
         if when_full not in ("refuse", "discard-oldest", "block"):
             raise InvalidRecord("when_full", "must be refuse, discard-oldest or block", when_full)
         if isinstance(max_records, bool) or not isinstance(max_records, int) or max_records < 1:
             raise InvalidRecord("max_records", "must be a whole number, 1 or more", max_records)
+        self._before_record = before_record
+        self._redact = Redaction(redact) if redact else None
+        self._debug = debug
+        if debug and not shown.isEnabledFor(logging.DEBUG):
+            log.warning("debug=True shows records at level DEBUG of the logger tracker.debug, which is not enabled")
         clock = clock or _CLOCK
         key = (target if isinstance(target, str) else id(target), token, id(clock))
         self._sender = process.shared(key, lambda: Sender(connect(target, token), Stamper(clock, salt.fresh)))
@@ -131,6 +198,7 @@ class Tracker:
         )
         self._disabled = os.environ.get("TILLPOST_DISABLED", "").lower() not in ("", "0", "false", "no")
         self._closed = False
+        self._said: set[str] = set()
         self._sender.join(self._account)
         # A tracker nobody holds any more needs no close: what it tracked is still sent.
         self._leave = weakref.finalize(self, self._sender.leave)
@@ -148,14 +216,64 @@ class Tracker:
             raise InvalidRecord("record", f"must be an event or a Transaction, not {kind_of(record)}", record)
         if time is not None or salt is not None:
             record = msgspec.structs.replace(record, time=time or record.time, salt=salt or record.salt)
-        if captures:
-            return captures[-1](record)
-        receipt = self._sender.stamper(record)
-        if self._closed or self._disabled:
-            self._account.turn_away(receipt, "closed" if self._closed else "disabled")
+        receipt = self._stamped(record)
+        if receipt.error is None:
+            self._put(receipt)
+        return receipt
+
+    def _stamped(self, record: Record) -> Receipt:
+        """The record as it will be sent; with an error when `before_record` dropped it or failed."""
+        stamper = (captures[-1].stamper if captures else None) or self._sender.stamper
+        if self._before_record is not None:
+            try:
+                kept = self._before_record(record)
+                if kept is None:
+                    receipt = Receipt(record.path, b"", "", "", False, 0)
+                    self._account.leave_out(receipt)
+                    return receipt
+                if not isinstance(kept, Record):
+                    raise TypeError(f"before_record must return a record or None, not {kind_of(kept)}")
+                receipt = stamper(kept, self._redact)
+            except Exception as error:  # the sale must not pay for it, and what was to be hidden must not leave
+                receipt = stamper(record, self._redact)
+                message = f"before_record failed with {type(error).__name__}: the record was dropped"
+                self._account.turn_away(receipt, "before_record", message)
+                self._say_once(message)
+                return receipt
+        else:
+            receipt = stamper(record, self._redact)
+        if self._debug:
+            show(receipt)
+        return receipt
+
+    def _resend(self, path: str, body: bytes) -> Receipt:
+        """Tracks what was stamped earlier and kept elsewhere: an outbox."""
+        stamper = (captures[-1].stamper if captures else None) or self._sender.stamper
+        receipt = stamper.again(path, body)
+        self._put(receipt)
+        return receipt
+
+    def _put(self, receipt: Receipt) -> None:
+        """Sends a stamped record on its way, or to whoever captures."""
+        if captures and captures[-1].take(receipt):
+            return
+        if self._closed:
+            self._account.turn_away(receipt, "closed", "tracked after close", dropped=False)
+        elif self._disabled:
+            self._account.turn_away(receipt, "disabled", "TILLPOST_DISABLED is set")
         else:
             self._sender.put(receipt, self._account)
-        return receipt
+
+    _fills_in: ClassVar[bool] = False
+    """Whether a client that is left out is asked of `_whose`; see `BoundTracker`."""
+
+    def _whose(self) -> Client:
+        raise MissingArgument("client", "is required")
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            log.error(message)
 
     @_tracks(Transaction)
     def transaction(self, record: Transaction) -> Receipt:
@@ -287,10 +405,11 @@ class Tracker:
         return self._sender.flush(self._account, timeout)
 
     async def aflush(self, timeout: float | None = None) -> bool:
-        """`flush` for asyncio."""
-        import asyncio
-
-        return await asyncio.to_thread(self.flush, timeout)
+        """`flush` for asyncio: waits without holding up the loop, and without a thread of its own."""
+        timeout = self._account.close_timeout if timeout is None else timeout
+        awaited = self._sender.hurry(self._account)
+        await settled(self._sender, awaited, timeout)
+        return all(receipt.durable for receipt in awaited)
 
     def close(self) -> None:
         """Flushes and stops, within `close_timeout` seconds. What is not durable then fails as ``closed``.
@@ -330,8 +449,21 @@ class Tracker:
         await self.aclose()
 
 
-captures: Final[list[Callable[[Record], Receipt]]] = []
-"""Who takes the records of all trackers instead of their collectors; see `tracker.testing`."""
+class Capture(Protocol):
+    """Who takes the records of all trackers instead of their collectors; see `tracker.testing`."""
+
+    @property
+    def stamper(self) -> Stamper | None:
+        """Stamps them; None leaves that to each tracker's own."""
+        ...
+
+    def take(self, receipt: Receipt) -> bool:
+        """True when the record goes no further."""
+        ...
+
+
+captures: Final[list[Capture]] = []
+"""The last one counts."""
 
 
 def _token(given: str | None) -> str | None:

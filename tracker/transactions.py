@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, cast
 
 from msgspec.structs import force_setattr
 
-from tracker import wire
+from tracker import rules, wire
 from tracker.checks import AnySource, Percent, Quantity, Text, Texts, kind_of
 from tracker.errors import InvalidRecord
 from tracker.money import Discount, Money, Price, total
@@ -49,6 +49,9 @@ class Product(Checked, frozen=True, kw_only=True):
         if self.extra is None:
             return self  # encodes as it stands
         return self.known() | dict(self.extra)
+
+
+rules.parts.add(Product)
 
 
 def products(value: Any, field: str) -> tuple[Product, ...]:

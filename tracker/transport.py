@@ -4,9 +4,11 @@ The contract is the same everywhere: the ingest paths, bodies, headers and statu
 collector (``POST /v4/events/batch`` and so on). A transport is used by one thread.
 """
 
+import os
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection, RemoteDisconnected
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import urlsplit
@@ -47,6 +49,10 @@ class Transport(Protocol):
         """Lets go of the connection; the next `send` makes a new one."""
         ...
 
+    def forget_parent(self) -> None:
+        """In a forked child: lets go of the parent's connection without a word on it, and without waiting."""
+        ...
+
 
 @runtime_checkable
 class EmbeddedCollector(Protocol):
@@ -72,47 +78,48 @@ class Http:
         self._connection: HTTPConnection | None = None
 
     def send(self, path: str, body: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
-        reused = self._connection is not None
+        headers = {"Content-Type": "application/json", **self._authorization, **headers}
         try:
-            return self._post(path, body, headers, timeout)
-        except (RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
-            self.close()
-            if not reused:
-                raise TransportError(_said(error)) from error
+            if (kept := self._connection) is not None:
+                with suppress(RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+                    return self._post(kept, path, body, headers, timeout)
+                # The server closed a connection that had been idle. Should it have read the request after
+                # all, the copy overwrites: every record carries its salt.
+            self._connection = made = self._make(timeout)
+            return self._post(made, path, body, headers, timeout)
         except (OSError, HTTPException) as error:
-            self.close()
-            raise TransportError(_said(error)) from error
-        # The server closed a connection that had been idle. Should it have read the request after
-        # all, the copy overwrites: every record carries its salt.
-        try:
-            return self._post(path, body, headers, timeout)
-        except (OSError, HTTPException) as error:
-            self.close()
             raise TransportError(_said(error)) from error
 
-    def _post(self, path: str, body: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
-        if self._connection is None:
-            self._connection = self._make(timeout)
-        connection = self._connection
-        if connection.sock is not None:
-            connection.sock.settimeout(timeout)
-        connection.request(
-            "POST", self._prefix + path, body, {"Content-Type": "application/json", **self._authorization, **headers}
-        )
-        response = connection.getresponse()
-        answer = Answer(
-            response.status,
-            {name.lower(): value for name, value in response.getheaders()},
-            response.read(_MAX_ANSWER),
-        )
-        if not response.isclosed():
-            self.close()  # more than we read: the rest would be taken for the next answer
-        return answer
+    def _post(self, connection: Any, path: str, body: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
+        whole = False
+        try:
+            if connection.sock is not None:
+                connection.sock.settimeout(timeout)
+            connection.request("POST", self._prefix + path, body, headers)
+            response = connection.getresponse()
+            answer = Answer(
+                response.status,
+                {name.lower(): value for name, value in response.getheaders()},
+                response.read(_MAX_ANSWER),
+            )
+            whole = response.isclosed()  # what is more than we read would be taken for the next answer
+            return answer
+        finally:
+            if not whole:
+                connection.close()
+                if self._connection is connection:  # and not already, after a fork, the child's
+                    self._connection = None
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def forget_parent(self) -> None:
+        connection, self._connection = self._connection, None
+        # Not `close`: the parent's thread may have held the lock of the answer it was reading, for ever here.
+        if connection is not None and connection.sock is not None and (copy := connection.sock.detach()) >= 0:
+            os.close(copy)
 
 
 class _UnixConnection(HTTPConnection):
@@ -149,6 +156,9 @@ class Embedded:
         return Answer(status, {name.lower(): value for name, value in answered.items()}, content)
 
     def close(self) -> None:
+        self._started = False
+
+    def forget_parent(self) -> None:
         self._started = False
 
 

@@ -45,6 +45,7 @@ _COMMANDS: Final = {
     "forget": "operate:forget",
     "doctor": "doctor:doctor",
     "config": "show:config",
+    "events": "events:events",
     "fake-upstream": "develop:fake_upstream",
     "completion": "completion:completion",
 }

@@ -8,8 +8,10 @@ import tracker
 from tracker import testing
 
 NAMES = [
+    "BoundTracker",
     "Client",
     "Counters",
+    "CustomEvent",
     "Failure",
     "InvalidRecord",
     "MissingArgument",
@@ -19,6 +21,7 @@ NAMES = [
     "Source",
     "Tracker",
     "Transaction",
+    "bound_client",
     "derive_salt",
     "events",
 ]
@@ -27,7 +30,16 @@ NAMES = [
 def test_the_public_names_are_exactly_these():
     assert tracker.__all__ == NAMES
     assert all(getattr(tracker, name).__doc__ for name in NAMES)
-    assert testing.__all__ == ["Captured", "FrozenClock", "capture_events", "numbered_salts"]
+    assert testing.__all__ == [
+        "Captured",
+        "FrozenClock",
+        "Guard",
+        "assert_not_tracked",
+        "assert_tracked",
+        "capture_events",
+        "flush_trackers",
+        "numbered_salts",
+    ]
 
 
 def test_importing_tracker_brings_no_collector_no_server_and_no_event_loop():

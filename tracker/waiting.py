@@ -69,14 +69,18 @@ class Account:
         receipt.error = failure = Failure(receipt._body, reason, message)
         callbacks.call(self.on_error, failure)
 
-    def turn_away(self, receipt: Receipt, reason: Literal["closed", "disabled"]) -> None:
+    def turn_away(self, receipt: Receipt, reason: Reason, message: str, *, dropped: bool = True) -> None:
         """Counts and fails a record that was never let in."""
         with self.sender.lock:
             self.tracked += 1
-            if reason == "closed":
-                self.fail(receipt, reason, "tracked after close")
-            else:
-                self.fail(receipt, reason, "TILLPOST_DISABLED is set", dropped=True)
+            self.fail(receipt, reason, message, dropped=dropped)
+
+    def leave_out(self, receipt: Receipt) -> None:
+        """Counts a record that the application itself dropped: no failure to call `on_error` for."""
+        with self.sender.lock:
+            self.tracked += 1
+            self.dropped += 1
+        receipt.error = Failure(b"{}", "before_record", "dropped by before_record")
 
     def counters(self) -> Counters:
         """A consistent copy of the figures."""
