@@ -264,6 +264,6 @@ def _label(body: bytes) -> str:
 
 
 BufferMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=40, suppress_health_check=list(HealthCheck)
+    max_examples=25, stateful_step_count=40, suppress_health_check=list(HealthCheck)
 )
 TestBufferModel = BufferMachine.TestCase

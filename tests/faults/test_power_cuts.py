@@ -40,7 +40,7 @@ def test_no_power_cut_takes_an_acknowledged_record_and_the_ledger_is_exact(tmp_p
 
 def test_without_a_sync_for_every_commit_most_power_cuts_take_acknowledged_records(tmp_path: Path) -> None:
     """The control: what finds nothing wrong above finds it here."""
-    report = cut(record(tmp_path, 3, synchronous="NORMAL"), 80, 3)
+    report = cut(record(tmp_path, 3, synchronous="NORMAL"), 40, 3)
     assert report.lossy >= report.cuts / 2
 
 
