@@ -27,7 +27,7 @@ TRIALS = 40
 """Of each of the three buffers below; any number over eight of them in the long form."""
 
 
-@pytest.mark.parametrize(("seed", "killed"), [(1, True), (2, True), (3, False)])
+@pytest.mark.parametrize(("seed", "killed"), [(1, True), (3, False)])
 async def test_whatever_happens_to_its_files_it_starts_and_tells_the_truth(seed: int, killed: bool) -> None:
     base = made_base(seed, 30, killed=killed)
     other = made_base(1 if seed == 2 else 2, 30, killed=True)

@@ -271,7 +271,7 @@ def test_oldest_records_are_discarded_for_newer_ones(make_tracker, anna, fake, e
     assert tracker.counters().waiting == 3
     fake.start()
     assert tracker.flush(10)
-    kept = numbers(fake.requests)
+    kept = list(dict.fromkeys(numbers(fake.requests)))  # sent twice where an answer did not get through
     assert kept[-1] == 9
     eventually(lambda: len(failures) == 7)
     assert all(failure.reason == "full" and "newer" in failure.message for failure in failures)
