@@ -59,7 +59,7 @@ def test_a_preloaded_tracker_loses_nothing_and_sends_nothing_twice(kind, run, si
     ).until(lambda: listens(path))  # fmt: skip
     pids, durable = ask(path, range(COUNT // 2))
     gunicorn.process.send_signal(signal.SIGHUP)
-    more_pids, more_durable = ask(path, range(COUNT // 2, COUNT))
+    _, more_durable = ask(path, range(COUNT // 2, COUNT))
     eventually(lambda: not any(map(runs, pids)), what="the end of the workers before the reload")
     with sidecar.frozen():
         last_pids, _ = ask(path, LAST)
