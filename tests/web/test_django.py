@@ -73,7 +73,7 @@ def test_a_visitor_browses_signs_in_and_buys(kind, run, project, sidecar, api, t
         "product-view", "searched", "logged-in", "added-to-cart", "searched", "transaction",
         *["searched"] * 3,
     ]  # fmt: skip
-    assert len({entry.owner.id for entry in entries}) == 1, "the login made one profile of the two"
+    assert len({entry.profile.id for entry in entries}) == 1, "the login made one profile of the two"
     assert b'"orderId":"%s-2"' % kind.encode() in entries[5].raw
     assert not any(f"{kind}-1".encode() in entry.raw for entry in api.entries), "declined, rolled back, never sent"
 

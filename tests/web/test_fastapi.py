@@ -39,7 +39,7 @@ def test_a_visitor_browses_signs_in_and_buys_and_the_server_ends_with_events_in_
     types = [entry.type for entry in entries]
     types.remove("added-to-cart")  # a background task's: some time after the answer
     assert types == ["product-view", "logged-in", "transaction", *["product-view"] * 3]
-    assert len({entry.owner.id for entry in entries}) == 1
+    assert len({entry.profile.id for entry in entries}) == 1
 
 
 @pytest.fixture

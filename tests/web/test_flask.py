@@ -49,7 +49,7 @@ def test_a_visitor_browses_and_signs_in_and_a_reload_loses_nothing(kind, run, si
     eventually(lambda: len(of(api, user, uuid)) == 6)
     entries = of(api, user, uuid)
     assert [entry.type for entry in entries] == ["product-view", "logged-in", *["product-view"] * 4]
-    assert len({entry.owner.id for entry in entries}) == 1, "the login made one profile of the two"
+    assert len({entry.profile.id for entry in entries}) == 1, "the login made one profile of the two"
 
 
 @pytest.fixture
