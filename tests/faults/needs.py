@@ -37,6 +37,11 @@ def browser() -> str:
     return missing("a browser (apt-get install chromium)")
 
 
+def systemd_analyze() -> str:
+    """The path of systemd-analyze."""
+    return shutil.which("systemd-analyze") or missing("systemd-analyze (apt-get install systemd)")
+
+
 def namespaces() -> None:
     """User and mount namespaces, in which a test may mount a small disk of its own."""
     if shutil.which("unshare") is None:
