@@ -11,7 +11,7 @@ def test_what_the_openapi_document_allows_is_accepted_and_what_is_answered_is_in
     """Everything accepted is delivered, too, in requests that the strict stand-in finds legal."""
     if importlib.util.find_spec("schemathesis") is None:
         needs.missing("schemathesis")
-    code, said, ledger = exercise(tmp_path, 3, "--exclude-path-regex", ALIKE, "--no-shrink")
+    code, said, ledger = exercise(tmp_path, 2, "--exclude-path-regex", ALIKE, "--no-shrink")
     assert code == 0, said
     assert "Tested: 17" in said
     assert ledger["accepted"] == ledger["delivered"] > 0
