@@ -1,10 +1,11 @@
 """``/v1``: operations over HTTP, for the command line and for administrators' scripts."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Annotated, Any, Final, Protocol, TypeAlias
 
 import msgspec
 from aiohttp import web
+from msgspec import Meta
 
 from collector.refusals import Refused
 
@@ -16,6 +17,8 @@ JSON: Final = {"Content-Type": "application/json"}
 PRIVATE: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 PAGE_MAX: Final = 1000
 """Dead letters in one answer at most."""
+ID_MAX: Final = 2**63 - 1
+"""What SQLite can hold."""
 
 
 class Operations(Protocol):
@@ -33,7 +36,7 @@ class Operations(Protocol):
 class _Choice(msgspec.Struct, forbid_unknown_fields=True):
     """``{"ids": [...]}`` or ``{"all": true}``."""
 
-    ids: list[int] | None = None
+    ids: list[Annotated[int, Meta(ge=-ID_MAX, le=ID_MAX)]] | None = None
     all: bool = False
     force: bool = False
 
@@ -71,7 +74,7 @@ class OperationsApi:
             raise Refused(400, "limit and after must be whole numbers") from None
         if not 1 <= limit <= 1000:
             raise Refused(400, "limit must be 1 to 1000")
-        return json_answer(await self._operations.dead_letters(limit, after))
+        return json_answer(await self._operations.dead_letters(limit, max(-ID_MAX, min(after, ID_MAX))))
 
     async def _retry(self, request: web.BaseRequest) -> Answer:
         choice = await self._argument(request, _Choice)

@@ -24,7 +24,7 @@ from collector.values import DEFAULTS, PREFIX, TABLES, TYPES, checked, from_text
 
 DEFAULT_FILE: Final = Path("/etc/tillpost/tillpost.toml")
 
-_SECRET_FILES: Final = {
+SECRET_FILES: Final = {
     "TILLPOST_API_KEY": "upstream.api_key_file",
     "TILLPOST_UPSTREAM_TOKEN": "upstream.token_file",
     "TILLPOST_INGEST_TOKEN": "ingest.token_file",
@@ -139,7 +139,7 @@ def variable(key: str) -> str:
     return PREFIX + key.replace(".", "__").upper()
 
 
-_VARIABLES: Final = {variable(key): key for key in TYPES} | {f"{n}_FILE": key for n, key in _SECRET_FILES.items()}
+_VARIABLES: Final = {variable(key): key for key in TYPES} | {f"{n}_FILE": key for n, key in SECRET_FILES.items()}
 
 
 def _unknown(where: str, name: str, known: Sequence[str], what: str = "key") -> ConfigError:
@@ -213,7 +213,7 @@ def _first_of(section: str) -> str:
 
 def _secrets(values: Mapping[str, Value], environ: Mapping[str, str], given: Mapping[str, str]) -> Secrets:
     found: dict[str, Secret] = {}
-    for name, key in _SECRET_FILES.items():
+    for name, key in SECRET_FILES.items():
         field = name.removeprefix(PREFIX).lower()
         file = values[key]
         if field in given:

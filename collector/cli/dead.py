@@ -24,7 +24,8 @@ def dead() -> None:
 
 
 @dead.command("list")
-@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, metavar="N",
+              help="How many at most.")  # fmt: skip
 @click.option("--after", type=click.IntRange(min=0), default=0, metavar="ID", help="Go on after this one.")
 @json_option
 @buffer_options

@@ -20,7 +20,7 @@ def demo(sabotage: str | None, as_json: bool) -> int:
 
 
 @click.command("fake-upstream")
-@click.option("--listen", default="127.0.0.1:8788", show_default=True, metavar="ADDR")
+@click.option("--listen", default="127.0.0.1:8788", show_default=True, metavar="ADDR", help="Where to listen.")
 @click.option("--api-key", metavar="KEY", help="The only key it accepts; default: any.")
 @click.option("--set", "assigned", multiple=True, metavar="SWITCH=VALUE", help="Set an open point of the API.")
 @click.option("--switches", is_flag=True, help="List the switches and leave.")

@@ -525,6 +525,22 @@ async def test_operations_need_the_admin_token_over_tcp(http: aiohttp.ClientSess
         assert (await post(http, url + "/v1/drain"))[0] == 403
 
 
+@pytest.mark.parametrize("wanted", [2**63, -(2**63) - 1, 10**30])
+async def test_a_number_no_dead_letter_can_have_is_no_fault_of_the_collector(
+    http: aiohttp.ClientSession, wanted: int
+) -> None:
+    boss = {"Authorization": "Bearer boss"}
+    async with serving(admin="boss") as (_, memory, url):
+        for operation in ("retry", "discard"):
+            status, _, body = await post(http, f"{url}/v1/dead-letters/{operation}", {"ids": [wanted]}, headers=boss)
+            assert status == 400
+            assert "$.ids[0]" in body["message"]
+        assert memory.calls == []
+        async with http.get(f"{url}/v1/dead-letters?after={wanted}", headers=boss) as answer:
+            assert answer.status == 200
+            assert abs((await answer.json())["asked"][1]) < 2**63
+
+
 async def test_the_admin_socket_is_private_and_needs_no_token(tmp_path: Path) -> None:
     path = tmp_path / "tillpost.db.sock"
     async with serving(config(listen=[]), admin_socket=path) as (_, memory, _):
