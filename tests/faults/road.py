@@ -126,9 +126,16 @@ class Road:
 
     def __exit__(self, *_: object) -> None:
         self._do(self._closed())
+        self._do(self._hung_up())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _hung_up(self) -> None:
+        """Nobody is told of a connection whose handshake never ended; only the loop knows it."""
+        for transport in list(self._loop._transports.values()):  # type: ignore[attr-defined]
+            transport.abort()
+        await asyncio.sleep(0)
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
