@@ -173,8 +173,7 @@ class Parts:
         self.counters.observe("commit_sync_duration_seconds", seconds)
 
     def _upstream_secret(self) -> Callable[[], str]:
-        secrets = self.settings.secrets
-        secret = secrets.upstream_token if self.config.upstream.auth == "token" else secrets.api_key
+        secret = self.settings.upstream_secret
         assert secret is not None, "Settings.check refuses a configuration without one"
         return secret
 
@@ -348,8 +347,15 @@ class Parts:
         return details
 
     async def status(self) -> dict[str, Any]:
+        facts = await self._measured()
+        facts |= {"today": self.history.today(), "errors": self.history.errors(), "dead_letters": await self._latest()}
+        facts["operations"] = "token" if self.settings.secrets.admin_token is not None else "socket"
+        return facts | {"condition": condition(facts)}
+
+    async def _measured(self) -> dict[str, Any]:
+        """The part of the status that is measured, and all that the metrics need of it."""
         upstream = self.config.upstream
-        facts = await status_of(
+        return await status_of(
             self.buffer,
             state="failed" if self.buffer.failed else self.state,
             activity=self.lanes.activity(),
@@ -357,9 +363,6 @@ class Parts:
             upstream={"url": upstream.url, "auth": upstream.auth, "token_age_s": self.credentials.token_age_s},
             listening=self.server.addresses,
         )
-        facts |= {"today": self.history.today(), "errors": self.history.errors(), "dead_letters": await self._latest()}
-        facts["operations"] = "token" if self.settings.secrets.admin_token is not None else "socket"
-        return facts | {"condition": condition(facts)}
 
     async def _latest(self) -> list[dict[str, Any]]:
         with suppress(Unknown):
@@ -371,7 +374,7 @@ class Parts:
         return self.history.minutes(count)
 
     async def metrics(self) -> bytes:
-        return metrics.render(await self.status(), self.counters)
+        return metrics.render(await self._measured(), self.counters)
 
     # -- draining -----------------------------------------------------------------------------
 

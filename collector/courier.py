@@ -44,8 +44,7 @@ _TYPES_MAX: Final = 20
 """More kinds of events than this are told apart by type only."""
 _WORK_S: Final = 60.0
 _REQUESTS: Final = 5
-"""A delivery is at most a login, a request, both again, and a look at the clock: with `_WORK_S` for the disk, what a
-courier may take from one wait to the next."""
+"""A delivery is at most a login, a request, both again, and a look at the clock; `_WORK_S` is for the disk."""
 _PAUSED_PARK: Final = 10
 """What is parked during a wave waits so many probes long, so that probes reach what is behind it."""
 
@@ -174,6 +173,8 @@ class Courier:
         self._wave = Wave.parse(common.config.dead.wave)
         self._in_wave = False
         self._pieces: deque[_Piece] = deque()
+        self._request_s = _WORK_S + _REQUESTS * common.config.upstream.timeout
+        """What a courier may take from one wait to the next."""
         self._patience = Patience(
             common.config.delivery,
             common.clock,
@@ -183,7 +184,7 @@ class Courier:
             changed=common.changed,
             starts_ms=common.starts_ms,
             log=self._log,
-            work_s=_WORK_S + _REQUESTS * common.config.upstream.timeout,
+            work_s=self._request_s,
         )
         self._parked_blind = False
         self._denied: dict[str, int] = {}
@@ -400,7 +401,7 @@ class Courier:
             raise Stopped
         self._patience.doing("sending")
         reach("taken")
-        self._patience.expect(_WORK_S + _REQUESTS * self._config.upstream.timeout)
+        self._patience.expect(self._request_s)
         begun_ms = self._common.clock.boot_ms()
         outcome = await self._common.upstream.deliver(part)
         self._note(part, outcome, (self._common.clock.boot_ms() - begun_ms) / 1000)

@@ -14,6 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from collector.config import Config, ConfigError
+from collector.database import OLDEST
 from collector.examine import examine
 from collector.files import BufferInUse, FileLock, beside
 from collector.place import concern, file_system, folder_of, free_bytes
@@ -23,8 +24,6 @@ from collector.settings import Settings
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 
-OLDEST_SQLITE: Final = (3, 35, 0)
-"""The first with DELETE ... RETURNING."""
 WAL_RESET_FIXED: Final = (3, 51, 3)
 WAL_RESET_BACKPORTED: Final = ((3, 44, 6), (3, 50, 7))
 """Earlier releases that got the fix too."""
@@ -123,8 +122,8 @@ def _disk(config: Config, path: Path) -> Finding:
 def sqlite_finding(version: tuple[int, ...]) -> Finding:
     """Whether this SQLite will do, and which of its known bugs matter here."""
     said = ".".join(map(str, version))
-    if version < OLDEST_SQLITE:
-        oldest = ".".join(map(str, OLDEST_SQLITE))
+    if version < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
         return Finding("sqlite", "failed", f"{said} is too old", f"use a Python with SQLite {oldest} or later", 4)
     fixed = version >= WAL_RESET_FIXED or any(
         version[:2] == backport[:2] and version >= backport for backport in WAL_RESET_BACKPORTED

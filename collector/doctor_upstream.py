@@ -124,8 +124,7 @@ async def _clock(http: Http, settings: Settings) -> tuple[Finding, UpstreamClock
 
 
 async def _who(http: Http, settings: Settings, told: UpstreamClock) -> AsyncIterator[Finding]:
-    config, secrets = settings.config.upstream, settings.secrets
-    secret = secrets.upstream_token if config.auth == "token" else secrets.api_key
+    config, secret = settings.config.upstream, settings.upstream_secret
     if secret is None:
         yield Finding("login", "skipped", "no key or token is named")
         return

@@ -15,7 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from collector import schema, watermark
-from collector.chunks import crc_of
+from collector.chunks import is_sound
 from collector.database import recognise
 from collector.files import BufferUnusable, beside
 from collector.image import LOG_FRAME, LOG_HEADER, checksum
@@ -72,10 +72,7 @@ def _examined(conn: sqlite3.Connection, path: Path, mark: watermark.Facts | None
     (sound,) = conn.execute("PRAGMA integrity_check(1)").fetchone()
     if sound != "ok":
         raise Damaged(f"it is not sound ({' '.join(str(sound).split())})")
-    try:
-        facts = watermark.facts_in(conn)
-    except (ValueError, TypeError, KeyError) as error:
-        raise Damaged(f"its counts are not readable ({error})") from error
+    facts = watermark.facts_in(conn)
     note = ""
     if mark is not None and facts.instance is not None and facts.instance != mark.instance:
         note, mark = "; the watermark beside it belongs to another file", None
@@ -93,11 +90,11 @@ def _examined(conn: sqlite3.Connection, path: Path, mark: watermark.Facts | None
 def _spoilt(conn: sqlite3.Connection) -> Iterator[int]:
     """How many records the rows hold that are not what was once written."""
     for n, crc, runs, ends, body in conn.execute("SELECT n, crc, runs, ends, body FROM chunks"):
-        if crc_of(runs, ends, body) != crc:
+        if not is_sound(crc, runs, ends, body):
             yield n
     for table in ("aside", "dead"):
         for crc, runs, body in conn.execute(f"SELECT crc, runs, body FROM {table}"):  # noqa: S608
-            if crc_of(runs, b"", body) != crc:
+            if not is_sound(crc, runs, b"", body):
                 yield 1
 
 

@@ -23,13 +23,13 @@ from typing import Any, Final
 
 from collector import schema
 from collector.watermark import LEDGER
-from collector.work import PAGE
+from collector.work import LANE_BITS, PAGE, SEQ_BITS
 
 _MAP_SPAN: Final = PAGE // 5 + 1
 """A pointer-map page and the pages it describes."""
 _FREE_PAGES: Final = (2, 3, 4)
 """Free, and the two sorts of overflow page: no rows of their own."""
-ROWID_MAX: Final = 1 << 62
+ROWID_MAX: Final = 1 << (LANE_BITS + SEQ_BITS)
 """What is above is damage: ids begin at 1, and a chunk's has room for so many lanes."""
 _PAYLOAD_MAX: Final = 32 * 1024 * 1024
 _DAMAGED: Final = (IndexError, ValueError, struct.error, UnicodeDecodeError)

@@ -66,6 +66,11 @@ class Settings(msgspec.Struct, frozen=True):
                        ingest_token=self.secrets.ingest_token is not None)  # fmt: skip
         return self
 
+    @property
+    def upstream_secret(self) -> Secret | None:
+        """What ``upstream.auth`` asks for: a collector's token, or the API's key."""
+        return self.secrets.upstream_token if self.config.upstream.auth == "token" else self.secrets.api_key
+
     def source(self, key: str) -> str:
         """Where a key's value came from, as an error message names it."""
         return self.values[key].source

@@ -10,7 +10,7 @@ from collector.chunks import Batch, Chunk, Span
 from collector.kinds import KINDS, Lane, Run
 from collector.logs import logger
 from collector.parked import Parked
-from collector.work import SEQ_BITS, Damaged, LaneState, Work
+from collector.work import SEQ_BITS, Damaged, LaneState, Work, unsoundness
 
 log = logger("buffer")
 
@@ -142,9 +142,8 @@ def _check_the_rest(work: Work, damaged: Sequence[Row]) -> None:
     """
     if not all(isinstance(value, bytes) for row in damaged for value in row):
         raise Damaged("a row holds what it never held")
-    (sound,) = work.conn.execute("PRAGMA quick_check(1)").fetchone()
-    if sound != "ok":
-        raise Damaged(f"it is not sound ({sound.splitlines()[-1]})")
+    if (wrong := unsoundness(work.conn)) is not None:
+        raise Damaged(wrong)
 
 
 def _take_aside(

@@ -31,7 +31,7 @@ import msgspec
 from collector.files import beside, close_in_child, keep_in_child
 from collector.kinds import KINDS
 from collector.logs import logger
-from collector.work import LANE_BITS, SEQ_BITS, LaneState, Work
+from collector.work import LANE_BITS, SEQ_BITS, Damaged, LaneState, Work, unsoundness
 
 log = logger("buffer")
 
@@ -138,7 +138,14 @@ def touch(conn: sqlite3.Connection) -> None:
 
 
 def facts_in(conn: sqlite3.Connection) -> Facts:
-    """The facts of an open buffer. Raises ValueError where what is stored cannot be."""
+    """The facts of an open buffer. Raises Damaged where what is stored cannot be."""
+    try:
+        return _facts_in(conn)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise Damaged(f"its counts are not readable ({error})") from error
+
+
+def _facts_in(conn: sqlite3.Connection) -> Facts:
     meta = dict(conn.execute("SELECT name, value FROM meta WHERE name IN ('instance', 'serial', 'salvage')").fetchall())
     lanes = []
     rows = conn.execute("SELECT id, kind, identifier, priority, last_seq, pending, aside, bytes FROM lanes ORDER BY id")
@@ -160,9 +167,8 @@ def facts_in(conn: sqlite3.Connection) -> Facts:
 
 def gap_in(conn: sqlite3.Connection) -> str | None:
     """What an open buffer lacks of the rows it counts; None where all are there. Reads the whole file."""
-    (sound,) = conn.execute("PRAGMA quick_check(1)").fetchone()
-    if sound != "ok":
-        return f"it is not sound ({sound.splitlines()[-1]})"
+    if (wrong := unsoundness(conn)) is not None:
+        return wrong
     held: Counter[int] = Counter()
     for chunk, n, bits in conn.execute("SELECT id, n, bits FROM chunks LEFT JOIN gone ON chunk = id"):
         held[chunk >> SEQ_BITS] += n - int.from_bytes(bits or b"", "little").bit_count()

@@ -26,6 +26,12 @@ class Damaged(sqlite3.DatabaseError):
     """What the file holds contradicts itself, though SQLite found nothing wrong; the text says how."""
 
 
+def unsoundness(conn: sqlite3.Connection) -> str | None:
+    """What SQLite's own check finds wrong; None where nothing is. Reads the whole file."""
+    (sound,) = conn.execute("PRAGMA quick_check(1)").fetchone()
+    return None if sound == "ok" else f"it is not sound ({sound.splitlines()[-1]})"
+
+
 class DeadLettersFull(Exception):
     """`dead.max_size` is reached: nothing was buried."""
 
@@ -199,8 +205,9 @@ class Work:
         left = {chunk_id: bits for chunk_id, bits in gone.items() if bits.bit_count() < rows[chunk_id][0]}
         if empty:
             lane = empty[0] >> SEQ_BITS << SEQ_BITS
-            found = self.conn.execute("SELECT id FROM chunks WHERE id >= ? ORDER BY id LIMIT 1", (lane,)).fetchone()
-            head = min(found[0] if found else 1 << 62, lane + (1 << SEQ_BITS))
+            end = lane + (1 << SEQ_BITS)
+            head = self.conn.execute("SELECT min(id) FROM chunks WHERE id >= ? AND id < ?", (lane, end)).fetchone()[0]
+            head = end if head is None else head
             self.conn.execute("DELETE FROM gone WHERE chunk >= ? AND chunk < ?", (lane, head))
             # noted until the head has passed it: a damaged file may show it as it was before
             left |= {chunk_id: gone[chunk_id] for chunk_id in empty if chunk_id > head}

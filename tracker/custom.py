@@ -22,7 +22,7 @@ import msgspec
 
 from tracker import checks, params
 from tracker.errors import InvalidRecord
-from tracker.events import Event
+from tracker.events import Event, under_action
 from tracker.record import plans
 from tracker.time import datetime_ms, format_ms
 from tracker.transactions import Product
@@ -97,11 +97,7 @@ class CustomEvent(Event, metaclass=_Declaration, frozen=True, kw_only=True):
 
     def wire(self, time: str, salt: str) -> dict[str, object]:
         """This event in the API's words, an element of a batch."""
-        body = Event.wire(self, time, salt)
-        body["action"] = self.action
-        if self.label is None:
-            body["label"] = self.action
-        return body
+        return under_action(self, self.action, time, salt)
 
 
 _TAKEN: Final = frozenset(dir(CustomEvent)) | {"extra", "metadata"}

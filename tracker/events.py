@@ -71,6 +71,15 @@ def _label(event_type: str) -> str:
     return event_type.replace("-", " ").replace("/", " ").capitalize()
 
 
+def under_action(event: Event, action: str, time: str, salt: str) -> dict[str, object]:
+    """A custom event in the API's words: its action is also its label, where it has none."""
+    body = Event.wire(event, time, salt)
+    body["action"] = action
+    if event.label is None:
+        body["label"] = action
+    return body
+
+
 class Custom(Event, frozen=True, kw_only=True):
     """Anything else, under an action of your own in the style ``context.action``.
 
@@ -82,11 +91,7 @@ class Custom(Event, frozen=True, kw_only=True):
     action: Action
 
     def wire(self, time: str, salt: str) -> dict[str, object]:
-        body = Event.wire(self, time, salt)
-        body["action"] = self.action
-        if self.label is None:
-            body["label"] = self.action
-        return body
+        return under_action(self, self.action, time, salt)
 
 
 class ApplicationStarted(Event, frozen=True, kw_only=True):

@@ -12,13 +12,10 @@ systems do.
 import os
 import random
 import struct
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
-
-from tests.faults import needs
 
 SECTOR: Final = 512
 SOURCE: Final = Path(__file__).with_name("record_disk.c")
@@ -32,15 +29,6 @@ class Entry(NamedTuple):
     inode: int
     number: int
     payload: bytes
-
-
-def compile_recorder(folder: Path) -> Path:
-    """The recorder as a library for LD_PRELOAD; skips the test where there is no compiler."""
-    library = folder / "record_disk.so"
-    command = [needs.compiler(), "-shared", "-fPIC", "-O2", "-o", str(library), str(SOURCE), "-ldl", "-lpthread"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return library
 
 
 def mark(log: int, payload: bytes) -> None:

@@ -18,6 +18,15 @@ def compiler() -> str:
     return missing("a C compiler (cc, gcc or clang)")
 
 
+def preload(source: Path, folder: Path) -> Path:
+    """A C file as a library for LD_PRELOAD, compiled into the folder."""
+    library = folder / f"{source.stem}.so"
+    command = [compiler(), "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl", "-lpthread"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return library
+
+
 def faketime() -> str:
     """The path of libfaketime."""
     for folder in ("/usr/lib", "/usr/lib64", "/usr/local/lib"):

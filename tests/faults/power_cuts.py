@@ -24,7 +24,8 @@ from typing import Final
 from collector.buffer import Buffer
 from collector.database import Synchronous
 from collector.files import beside
-from tests.faults.disk import Disk, Entry, Mercy, compile_recorder, read
+from tests.faults import needs
+from tests.faults.disk import SOURCE, Disk, Entry, Mercy, read
 from tests.faults.oracle import Journal, judge
 from tests.faults.recorded_work import FILE, MAX_SIZE
 
@@ -67,7 +68,7 @@ class Report:
 
 def record(folder: Path, seed: int, synchronous: Synchronous = "FULL", requests: int = REQUESTS) -> Recording:
     """Record a run that is killed in the middle of a write, taken up again, and finished."""
-    library, root, log = compile_recorder(folder), folder / "root", folder / "log"
+    library, root, log = needs.preload(SOURCE, folder), folder / "root", folder / "log"
     root.mkdir()
     arguments = [str(root), str(log), synchronous, str(seed), str(requests)]
     for kill_at in (random.Random(seed).randrange(1500, 3000), None):

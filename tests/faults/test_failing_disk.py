@@ -24,9 +24,7 @@ SOURCE = Path(__file__).with_name("fail_disk.c")
 
 
 def run(scenario: str, tmp_path: Path) -> None:
-    library, switch, disk = tmp_path / "fail_disk.so", tmp_path / "switch", tmp_path / "disk"
-    command = [needs.compiler(), "-shared", "-fPIC", "-O2", "-o", str(library), str(SOURCE), "-ldl"]
-    subprocess.run(command, check=True, capture_output=True)
+    library, switch, disk = needs.preload(SOURCE, tmp_path), tmp_path / "switch", tmp_path / "disk"
     switch.write_bytes(bytes(32))
     disk.mkdir()
     done = subprocess.run(
