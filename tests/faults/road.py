@@ -63,7 +63,7 @@ class Road:
         self.seen: list[Passed] = []
         self.connections = 0
         self._holes: list[Hole] = []
-        self._server: asyncio.Server | None = None
+        self._listening: asyncio.Task[None] | None = None
         self._fill: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -142,15 +142,28 @@ class Road:
 
     async def _opened(self) -> None:
         await self._closed()
-        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port, ssl=self.tls, limit=1 << 20)
-        self.port = self._server.sockets[0].getsockname()[1]
+        listener = socket.create_server(("127.0.0.1", self.port))
+        listener.setblocking(False)
+        self.port = listener.getsockname()[1]
+        self._listening = asyncio.create_task(self._listen(listener))
+
+    async def _listen(self, listener: socket.socket) -> None:
+        """Not `asyncio.start_server`: Python 3.11's forgets a connection that it accepts as it is closed."""
+        with listener:
+            while True:
+                taken, _ = await self._loop.sock_accept(listener)
+                task = asyncio.create_task(self._accepted(taken))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                task.add_done_callback(lambda _, taken=taken: taken.close())  # type: ignore[misc]
 
     async def _closed(self) -> None:
         while self._fill:
             self._fill.pop().close()
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+            self._listening = None
         await self._cut()
 
     async def _cut(self) -> None:
@@ -161,19 +174,17 @@ class Road:
 
     # -- one connection
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    async def _accepted(self, taken: socket.socket) -> None:
         self.connections += 1
-        try:
-            with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
+        reader = asyncio.StreamReader(limit=1 << 20)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        with contextlib.suppress(OSError, EOFError, asyncio.CancelledError, asyncio.LimitOverrunError):
+            transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, taken, ssl=self.tls)
+            writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
+            try:
                 await self._ride(reader, writer)
-        except asyncio.LimitOverrunError:
-            pass
-        finally:
-            self._tasks.discard(task)
-            writer.transport.abort()
+            finally:
+                transport.abort()
 
     async def _ride(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if hole := self._strikes("connect"):
