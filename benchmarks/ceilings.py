@@ -1,0 +1,228 @@
+"""What do the bare parts cost? The denominators: aiohttp, typed decoding, SQLite, on this machine, in this run.
+
+    python -m benchmarks.ceilings [--quick]
+
+Each part does the least that the job needs and nothing that makes it ours: no checks beyond the types, no ledger,
+no checksums, no retries. Layout and sizes are those of the design: one row per identifier type and commit, two
+requests of 500 records in a commit, 1,000 records in a row that is read and in a request that is sent.
+"""
+
+import asyncio
+import sqlite3
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks import report
+from benchmarks.lab import Feeder, Sink, _spawn, bodies, cpu_s, free_port, scratch, until
+from benchmarks.report import Denominator, Figure, Result, Table
+
+LIKE = {"receive": 0.31, "decode": 1.06, "insert": 0.69, "read": 0.10, "post": 0.24, "delete": 0.19}
+"""What they were on a like machine, us CPU a record, when the goals were set."""
+
+
+# -- aiohttp --------------------------------------------------------------------------------------
+
+
+def _serve(port: int, listening: Any) -> None:
+    from aiohttp import web
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        await request.read()
+        return web.Response(status=202)
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        await loop.create_server(web.Server(answer, access_log=None), "127.0.0.1", port)
+        listening.set()
+        await loop.create_future()
+
+    asyncio.run(serve())
+
+
+class BareServer:
+    """aiohttp's server that reads a body, drops it and answers 202: in a process of its own."""
+
+    def __enter__(self) -> "BareServer":
+        port, listening = free_port(), _spawn.Event()
+        self.address = f"127.0.0.1:{port}"
+        self._process = _spawn.Process(target=_serve, args=(port, listening), daemon=True)
+        self._process.start()
+        until(listening.is_set, "the bare server listens")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def request_us(self, load: Sequence[bytes], connections: int) -> float:
+        """CPU us a request."""
+        feeder, before = Feeder(self.address, load, connections), cpu_s(self._process.pid or 0)
+        feeder.run()
+        return (cpu_s(self._process.pid or 0) - before) / len(load) * 1e6
+
+
+def post_us(load: Sequence[bytes]) -> float:
+    """CPU us a request of aiohttp's client, one request at a time in each of three connections."""
+    from aiohttp import ClientSession
+
+    async def post(url: str) -> float:
+        rest = iter(load)
+
+        async def lane(session: ClientSession) -> None:
+            for body in rest:
+                async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as answer:
+                    await answer.read()
+
+        async with ClientSession() as session:
+            await lane_warm(session, url, load[0])
+            begun = time.process_time()
+            await asyncio.gather(*(lane(session) for _ in range(3)))
+            return time.process_time() - begun
+
+    async def lane_warm(session: ClientSession, url: str, body: bytes) -> None:
+        async with session.post(url, data=body) as answer:
+            await answer.read()
+
+    with Sink() as sink:
+        return asyncio.run(post(sink.url + "/v4/events/batch")) / len(load) * 1e6
+
+
+# -- decoding -------------------------------------------------------------------------------------
+
+
+def decode_us(load: Sequence[bytes], per_request: int) -> float:
+    """CPU us a record: typed decode of the whole array, its records' bytes, grouped by identifier and joined."""
+    from collector.shapes import decode_events
+
+    split = msgspec.json.Decoder(list[msgspec.Raw]).decode
+    begun = time.process_time()
+    for body in load:
+        groups: dict[tuple[bool, bool], list[bytes]] = {}
+        for event, raw in zip(decode_events(body), split(body), strict=True):
+            client = event.client
+            key = client.email is msgspec.UNSET, client.customId is msgspec.UNSET
+            try:
+                groups[key].append(bytes(raw))
+            except KeyError:
+                groups[key] = [bytes(raw)]
+        for group in groups.values():
+            b",".join(group)
+    return (time.process_time() - begun) / (len(load) * per_request) * 1e6
+
+
+# -- SQLite ---------------------------------------------------------------------------------------
+
+
+def connect(file: Path, synchronous: str = "FULL") -> sqlite3.Connection:
+    conn = sqlite3.connect(file, isolation_level=None)
+    conn.execute("PRAGMA locking_mode = EXCLUSIVE")
+    conn.execute("PRAGMA journal_mode = WAL")
+    conn.execute(f"PRAGMA synchronous = {synchronous}")
+    conn.execute("PRAGMA secure_delete = OFF")
+    conn.execute("CREATE TABLE IF NOT EXISTS chunks (id INTEGER PRIMARY KEY, n INTEGER, ends BLOB, body BLOB)")
+    return conn
+
+
+def sqlite_us(folder: Path, load: Sequence[bytes], per_request: int) -> dict[str, float]:
+    """CPU us a record: insert with commit, read, delete with commit."""
+    split = msgspec.json.Decoder(list[msgspec.Raw]).decode
+    commits = []
+    for first, second in zip(load[::2], load[1::2], strict=True):
+        raw = [*split(first), *split(second)]
+        commits.append([b",".join(map(bytes, raw[i::3])) for i in range(3)])
+    records = 2 * per_request * len(commits)
+    found = {}
+    conn = connect(folder / "rows.db")
+    ends = bytes(4 * 334)
+    begun, number = time.process_time(), 0
+    for rows in commits:
+        conn.execute("BEGIN IMMEDIATE")
+        for lane, row in enumerate(rows):
+            conn.execute("INSERT INTO chunks VALUES (?, ?, ?, ?)", (lane << 40 | number, 334, ends, row))
+        conn.execute("COMMIT")
+        number += 1
+    found["insert"] = (time.process_time() - begun) / records * 1e6
+    conn.close()
+    # full rows: what a drain at its best would find
+    conn = connect(folder / "full.db")
+    conn.execute("BEGIN")
+    for i, rows in enumerate(commits):
+        conn.execute("INSERT INTO chunks VALUES (?, ?, ?, ?)", (i, 1000, ends * 3, b",".join(rows)))
+    conn.execute("COMMIT")
+    begun = time.process_time()
+    for i in range(len(commits)):
+        conn.execute("SELECT id, n, ends, body FROM chunks WHERE id = ?", (i,)).fetchone()
+    found["read"] = (time.process_time() - begun) / records * 1e6
+    begun = time.process_time()
+    for i in range(len(commits)):
+        conn.execute("BEGIN IMMEDIATE")
+        conn.execute("DELETE FROM chunks WHERE id = ?", (i,))
+        conn.execute("COMMIT")
+    found["delete"] = (time.process_time() - begun) / records * 1e6
+    conn.close()
+    return found
+
+
+# -- all of them ----------------------------------------------------------------------------------
+
+
+def measure(records: int = 60_000, per_request: int = 500) -> dict[str, float]:
+    """One round of all parts, us CPU a record."""
+    load = bodies(records, per_request)
+    with BareServer() as bare:
+        found = {"receive": bare.request_us(load, 8) / per_request}
+    found["decode"] = decode_us(load, per_request)
+    with scratch() as folder:
+        found |= sqlite_us(folder, load, per_request)
+    thousands = bodies(records, 1000, seed=2)
+    found["post"] = post_us(thousands) / 1000
+    return found
+
+
+def denominator(part: str, samples: Sequence[float]) -> Denominator:
+    return Denominator(f"{part}, CPU us a record", Figure.of(samples).median, LIKE[part])
+
+
+def ingest_us(part: dict[str, float]) -> float:
+    return part["receive"] + part["decode"] + part["insert"]
+
+
+def drain_us(part: dict[str, float]) -> float:
+    return part["read"] + part["post"] + part["delete"]
+
+
+def commit_ms(folder: Path, commits: int = 400) -> float:
+    """Median wall ms of a commit of a single small row, FULL."""
+    conn, took = connect(folder / "single.db"), []
+    for i in range(commits):
+        begun = time.perf_counter()
+        conn.execute("INSERT INTO chunks VALUES (?, 1, x'00000000', ?)", (i, bytes(340)))
+        took.append(time.perf_counter() - begun)
+    conn.close()
+    return statistics.median(took) * 1e3
+
+
+def run(quick: bool) -> Result:
+    rounds = [measure(20_000 if quick else 60_000) for _ in range(2 if quick else 5)]
+    table = Table("", ("Part", "CPU us a record", "on a like machine"))
+    result = Result("What do the bare parts cost?", [table])
+    for name, like in LIKE.items():
+        figure = Figure.of([one[name] for one in rounds])
+        table.rows.append((name, figure, like))
+        result.denominators.append(denominator(name, figure.samples))
+    sums: list[tuple[str, Callable[[dict[str, float]], float]]] = [
+        ("ingest, the sum", ingest_us),
+        ("drain, the sum", drain_us),
+    ]
+    for name, total in sums:
+        table.rows.append((name, Figure.of([total(one) for one in rounds]), ""))
+    return result
+
+
+if __name__ == "__main__":
+    report.main(run, __doc__)
