@@ -9,10 +9,10 @@ completed and names every record that cannot be accepted. Both keep the bytes as
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from collector.config import Config, KindBatchConfig
 from collector.elements import LONE_SURROGATE, elements, split
@@ -32,6 +32,7 @@ from collector.shapes import (
     CUSTOM,
     EVENT_SHAPES,
     Client,
+    Columns,
     Event,
     Fault,
     Record,
@@ -44,7 +45,7 @@ from collector.shapes import (
     sound,
 )
 from tracker.time import Clock, format_ms, parse_ms
-from tracker.wire import CLIENT_KEYS, CLOCK_HEADER, EVENTS_BATCH, PRIORITY_HEADER, TRANSACTIONS_BATCH, ClockHeader
+from tracker.wire import CLOCK_HEADER, EVENTS_BATCH, PRIORITY_HEADER, TRANSACTIONS_BATCH, ClockHeader
 
 Origin = tuple[str | None, int]
 """Boot and offset of a record's time; ``(None, 0)``: the application gave it."""
@@ -98,10 +99,11 @@ _CANONICAL: Final = "0000-00-00T00:00:00.000Z"
 
 
 class Found(NamedTuple):
-    """Accepted records: their bytes, and what was read from them, side by side."""
+    """Accepted records: their bytes, what was read from them, and that by column."""
 
     raw: Sequence[bytes]
     known: Sequence[Record]
+    columns: Columns
     times: "Times | None" = None
     """None: not all are there, or not all are read yet."""
 
@@ -157,8 +159,8 @@ class Ingest:
             found = self._one_by_one(route, body)
         now = self._upstream_now_ms()
         latest = None if now is None else now + self._hold_max_ms
-        completed = self._complete(kind, found, header, latest, indexed=not route.single)
-        return Intake(_parcels(kind, priority, *completed), len(found.raw), header)
+        raw, times, origins = self._complete(kind, found, header, latest, indexed=not route.single)
+        return Intake(_parcels(kind, priority, raw, found.columns.lanes(), times, origins), len(raw), header)
 
     def _all_at_once(self, kind: Kind, body: bytes) -> Found | None:
         """The records of a batch, or None if anything about it asks for a closer look."""
@@ -166,13 +168,13 @@ class Ingest:
         try:
             known = rules.decode_all(body)
             raw = list(map(bytes, split(body)))
-            if not (_is_ordinary(body, kind, rules, raw, known) and sound(known)):
+            columns = Columns(known)
+            if not (_is_ordinary(body, kind, rules, raw, columns) and sound(known, columns)) or "" in columns.lanes():
                 return None
-            texts = [record.time for record in known]
-            times = Times.read([text for text in texts if text is not UNSET])
+            times = Times.read([text for text in columns.times if text is not UNSET])
         except (msgspec.DecodeError, ValueError, RecursionError):
             return None
-        return Found(raw, known, times if len(times.values) == len(known) else None)
+        return Found(raw, known, columns, times if len(times.values) == len(known) else None)
 
     def _one_by_one(self, route: Route, body: bytes) -> Found:
         """The same, record by record. Raises Refused, naming every bad record up to `MAX_ERRORS`."""
@@ -190,7 +192,7 @@ class Ingest:
                 known.append(result[1])
         if errors:
             raise invalid(errors)
-        return Found(raw, known)
+        return Found(raw, known, Columns(known))
 
     def _examine(self, route: Route, record: bytes) -> tuple[bytes, Record] | Fault:
         """One record, without nulls and with its type, and what is known of it; or what is wrong with it."""
@@ -232,26 +234,29 @@ class Ingest:
 
     def _complete(
         self, kind: Kind, found: Found, header: ClockHeader | None, latest_ms: int | None, *, indexed: bool
-    ) -> tuple[Sequence[bytes], Sequence[Client], Times, Sequence[Origin]]:
+    ) -> tuple[Sequence[bytes], Times, Sequence[Origin]]:
         """Fills in times and salts, applies the configuration, refuses what can never leave."""
-        raw, known = list(found.raw), found.known
+        raw, known, columns = found.raw, found.known, found.columns
         origins = _origins(header, len(known))
-        texts: list[Any] = [record.time for record in known]
-        wall_ms = self._clock.wall_ms()
-        stamp = format_ms(wall_ms)
-        ours = (self._clock.boot_id(), wall_ms - self._clock.boot_ms())
         changes = self._changes[kind.name]
-        unfinished = _unfinished(changes, known, texts)
-        for i, salt in zip(unfinished, new_salts(len(unfinished), wall_ms), strict=True):
-            record = known[i]
-            if record.time is UNSET:
-                texts[i], origins[i] = stamp, ours
-            raw[i] = changes.apply(
-                raw[i],
-                time=stamp if record.time is UNSET else None,
-                salt=salt if record.salt is UNSET else None,
-                event_type=record.event_type if isinstance(record, Event) else None,
-            )
+        texts: list[Any] = columns.times
+        if unfinished := _unfinished(changes, known, columns):
+            raw, texts = list(raw), list(texts)
+            wall_ms = self._clock.wall_ms()
+            stamp = format_ms(wall_ms)
+            ours = (self._clock.boot_id(), wall_ms - self._clock.boot_ms())
+            for i, salt in zip(unfinished, new_salts(len(unfinished), wall_ms), strict=True):
+                record = known[i]
+                if record.time is UNSET:
+                    texts[i], origins[i] = stamp, ours
+                raw[i] = changes.apply(
+                    raw[i],
+                    time=stamp if record.time is UNSET else None,
+                    salt=salt if record.salt is UNSET else None,
+                    event_type=record.event_type if isinstance(record, Event) else None,
+                )
+            if changes.first_identifier:
+                columns.identify([_first(record.client) for record in known])
         times = found.times or Times.read(texts)
         limit = self._max_record[kind.name]
         if max(map(len, raw), default=0) > limit:
@@ -260,10 +265,7 @@ class Ingest:
             raise invalid([entry(Fault("", message), i if indexed else None) for i in large])
         if latest_ms is not None and raw:
             self._refuse_future(kind, times, origins, latest_ms, indexed=indexed)
-        clients = [record.client for record in known]
-        if changes.first_identifier:
-            clients = [_first(client) for client in clients]
-        return raw, clients, times, origins
+        return raw, times, origins
 
     def _refuse_future(
         self, kind: Kind, times: Times, origins: Sequence[Origin], latest_ms: int, *, indexed: bool
@@ -313,7 +315,7 @@ _NOISE: Final = b"0123456789.+- \t\r\n{"
 _KEY, _EXPONENT, _NULL = b'ttnt"', b",t,", b",nunn,"
 
 
-def _is_ordinary(body: bytes, kind: Kind, rules: _Rules, raw: Sequence[bytes], known: Sequence[Record]) -> bool:
+def _is_ordinary(body: bytes, kind: Kind, rules: _Rules, raw: Sequence[bytes], columns: Columns) -> bool:
     """Whether what typed decoding skips is harmless too. Raises where it is not UTF-8 or no number.
 
     Decoding passes over values nobody asked for: broken UTF-8, nulls and ``1e999`` go unseen
@@ -327,10 +329,10 @@ def _is_ordinary(body: bytes, kind: Kind, rules: _Rules, raw: Sequence[bytes], k
     if _EXPONENT in folded:
         _decode_any(body)
     present = {
-        "client": len(known),
-        "type": len(known),
-        kind.time_field: len(known) - [record.time for record in known].count(UNSET),
-        "eventSalt": len(known) - [record.salt for record in known].count(UNSET),
+        "client": len(raw),
+        "type": len(raw),
+        kind.time_field: len(raw) - columns.times.count(UNSET),
+        "eventSalt": len(raw) - columns.salts.count(UNSET),
     }
     if b"\\" not in body or not ESCAPED_LETTER.search(body):
         if folded.count(_KEY) == sum(present[key] for key in rules.keys):
@@ -352,23 +354,18 @@ def _origins(header: ClockHeader | None, count: int) -> list[Origin]:
     return origins
 
 
-def _unfinished(changes: Changes, known: Sequence[Record], texts: Sequence[str | UnsetType]) -> list[int]:
+def _unfinished(changes: Changes, known: Sequence[Record], columns: Columns) -> list[int]:
     """Positions of records that lack a time or salt, or that this configuration changes."""
-    salts = [record.salt for record in known]
     found = set[int]()
-    if UNSET in texts:
-        found.update(i for i, text in enumerate(texts) if text is UNSET)
-    if UNSET in salts:
-        found.update(i for i, salt in enumerate(salts) if salt is UNSET)
-    if known and isinstance(known[0], Event):
-        events = cast(Sequence[Event], known)
-        shapes: set[type[Event]] = set(map(type, events))
-        mapped = {shape for shape in shapes if shape.event_type in changes.types}
-        if mapped:
-            found.update(i for i, event in enumerate(events) if type(event) in mapped)
-        actions = [event.action for event in events]
-        if actions.count(UNSET) < len(actions):
-            found.update(i for i, action in enumerate(actions) if action is not UNSET and type(events[i]) is not CUSTOM)
+    for column in (columns.times, columns.salts):
+        if UNSET in column:
+            found.update(i for i, value in enumerate(column) if value is UNSET)
+    mapped = {shape for shape in columns.shapes if issubclass(shape, Event) and shape.event_type in changes.types}
+    if mapped:
+        found.update(i for i, record in enumerate(known) if type(record) in mapped)
+    if columns.actions.count(UNSET) < len(columns.actions):
+        given = enumerate(columns.actions)
+        found.update(i for i, action in given if action is not UNSET and type(known[i]) is not CUSTOM)
     if changes.first_identifier:
         found.update(i for i, record in enumerate(known) if record.client != _first(record.client))
     return sorted(found)
@@ -387,22 +384,14 @@ def _parcels(
     kind: Kind,
     priority: Priority,
     raw: Sequence[bytes],
-    clients: Sequence[Client],
+    lanes: Mapping[str, Sequence[int]],
     times: Times,
     origins: Sequence[Origin],
 ) -> list[Parcel]:
     """The records by lane, each lane in order, neighbours whose times were made alike in one run."""
-    members: dict[tuple[bool, bool, bool, bool], list[int]] = {}
-    for i, client in enumerate(clients):
-        keys = (client.customId is UNSET, client.email is UNSET, client.id is UNSET, client.uuid is UNSET)
-        try:
-            members[keys].append(i)
-        except KeyError:
-            members[keys] = [i]
-    alike = origins.count(origins[0]) == len(origins) if origins else True
+    alike = not origins or origins.count(origins[0]) == len(origins)
     parcels = []
-    for absent, at in members.items():
-        identifier = "+".join(name for name, is_absent in zip(CLIENT_KEYS, absent, strict=True) if not is_absent)
+    for identifier, at in lanes.items():
         runs = []
         for origin, group in [(origins[0], at)] if alike else groupby(at, key=origins.__getitem__):
             values = [times.values[i] for i in group]

@@ -7,13 +7,13 @@ a sidecar that is stricter than the API would turn away records the API takes.
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import starmap
+from itertools import chain, starmap
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, cast
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from tracker.wire import EVENT_ACTIONS
+from tracker.wire import CLIENT_KEYS, EVENT_ACTIONS
 
 SALT_MAX_CHARS: Final = 1024
 """The reference states no limit; this one only keeps nonsense out."""
@@ -159,6 +159,7 @@ def _event(event_type: str) -> type[Event]:
 EVENT_SHAPES: Final[dict[str, type[Event]]] = {name: _event(name) for name in ("custom", *EVENT_ACTIONS)}
 """Every event type the API knows, to the Struct that checks it."""
 CUSTOM: Final = EVENT_SHAPES["custom"]
+_CARTS: Final = {EVENT_SHAPES[name] for name, params in _PARAMS.items() if params is _Cart}
 
 _any_event: Any = CUSTOM
 for _shape in EVENT_SHAPES.values():
@@ -200,34 +201,79 @@ _NOBODY: Final = Client()
 def all_like(texts: Sequence[str], form: str, table: bytes) -> bool:
     """Whether all texts look like `form` once `table` has mapped their bytes: one pass for a whole column."""
     whole = "".join(texts).encode().translate(table)
-    return set(map(len, texts)) <= {len(form)} and whole == form.encode() * len(texts)
+    return whole == form.encode() * len(texts) and set(map(len, texts)) <= {len(form)}
 
 
-def sound(records: Sequence[Record]) -> bool:
+class Columns:
+    """What decoded records hold, each field side by side: rules on whole columns cost a fraction of rules on records.
+
+    `UNSET` stands where a record has none.
+    """
+
+    __slots__ = ("actions", "customId", "email", "id", "params", "salts", "shapes", "times", "uuid")
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.times = [record.time for record in records]
+        self.salts = [record.salt for record in records]
+        self.identify([record.client for record in records])
+        self.shapes = set(map(type, records))
+        self.actions: list[str | UnsetType] = []
+        self.params: list[Params] = []
+        if Transaction not in self.shapes:
+            events = cast(Sequence[Event], records)
+            self.actions = [event.action for event in events]
+            self.params = [event.params for event in events]
+
+    def identify(self, clients: Sequence[Client]) -> None:
+        """Whose records they are: a column for each identifying key."""
+        self.customId = [client.customId for client in clients]
+        self.email = [client.email for client in clients]
+        self.id = [client.id for client in clients]
+        self.uuid = [client.uuid for client in clients]
+
+    def lanes(self) -> dict[str, list[int]]:
+        """Which records have which identifying keys, such as ``email+uuid``; nobody's is ``""``."""
+        found: dict[str, list[int]] = {}
+        alike = len(self.times)
+        for key in CLIENT_KEYS:
+            column = getattr(self, key)
+            absent = column.count(UNSET)
+            if absent < alike:
+                found[key] = [i for i, value in enumerate(column) if value is not UNSET] if absent else [*range(alike)]
+        members = list(chain.from_iterable(found.values()))
+        if len(members) == alike == len(set(members)):
+            return found
+        found = {}
+        for i, values in enumerate(zip(*(getattr(self, key) for key in CLIENT_KEYS), strict=True)):
+            lane = "+".join([key for key, value in zip(CLIENT_KEYS, values, strict=True) if value is not UNSET])
+            found.setdefault(lane, []).append(i)
+        return found
+
+
+def sound(records: Sequence[Record], columns: Columns) -> bool:
     """Whether `fault` has nothing to say about any of them: its rules on whole columns, many times cheaper."""
-    clients = [record.client for record in records]
-    emails = [client.email for client in clients if client.email is not UNSET]
-    uuids = [client.uuid for client in clients if client.uuid is not UNSET]
-    custom_ids = [client.customId for client in clients if client.customId is not UNSET]
+    emails = [email for email in columns.email if email is not UNSET]
+    uuids = [uuid for uuid in columns.uuid if uuid is not UNSET]
+    custom_ids = [custom_id for custom_id in columns.customId if custom_id is not UNSET]
     plain = _PLAIN_EMAIL.fullmatch
     if not (
-        all(plain(email) or _is_email(email) for email in emails)
-        and all_like(uuids, _UUID_FORM, _HEX)
-        and all(map(str.strip, custom_ids))
-        and not _has_forbidden("".join(custom_ids))
-        and _NOBODY not in clients
+        (not emails or all(map(plain, emails)) or all(map(_is_email, emails)))
+        and (not uuids or all_like(uuids, _UUID_FORM, _HEX))
+        and (not custom_ids or (all(map(str.strip, custom_ids)) and not _has_forbidden("".join(custom_ids))))
     ):
         return False
-    if not records or isinstance(records[0], Transaction):
+    if Transaction in columns.shapes:
         return not any(map(_currency_fault, cast(Sequence[Transaction], records)))
-    events = cast(Sequence[Event], records)
-    currencies = {event.params.finalUnitPrice.currency for event in events if type(event.params) is _Cart}
-    if not all(map(_CURRENCY.fullmatch, currencies)):
+    if not columns.shapes.isdisjoint(_CARTS):
+        currencies = {params.finalUnitPrice.currency for params in columns.params if type(params) is _Cart}
+        if not all(map(_CURRENCY.fullmatch, currencies)):
+            return False
+    of_params = [params.email for params in columns.params]
+    if of_params.count(UNSET) < len(records) and any(map(_email_fault, cast(Sequence[Event], records))):
         return False
-    of_params = [event.params.email for event in events]
-    if of_params.count(UNSET) < len(events) and any(map(_email_fault, events)):
-        return False
-    return not any(starmap(_action_fault, set(zip(map(type, events), [event.action for event in events], strict=True))))
+    if CUSTOM not in columns.shapes and columns.actions.count(UNSET) == len(records):
+        return True
+    return not any(starmap(_action_fault, set(zip(map(type, records), columns.actions, strict=True))))
 
 
 def fault(record: Record) -> Fault | None:
