@@ -1,13 +1,15 @@
 """What may enter the buffer, and how it is laid down: room, policy when full, merging, superseding."""
 
 import heapq
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 import msgspec
 
-from collector.chunks import Batch, Chunk, salts_in
+from collector.chunks import Batch, Chunk, ends_of, salts_in
 from collector.crashpoints import reach
 from collector.kinds import KINDS, Lane, Parcel, Run
 from collector.work import PAGE, SEQ_BITS, LaneState, Work
@@ -75,21 +77,21 @@ class Admission:
     sizes: Sizes
     when_full: Policy
 
-    def admit(self, work: Work, appends: Sequence[Request], dead_salts: set[int], in_hand: set[int]) -> None:
+    def admit(self, work: Work, appends: Sequence[Request], dead_salts: set[int], in_hand: set[int], used: int) -> None:
         """Merge the parcels of all requests into as few chunks as possible, lane by lane.
 
         A request there is no room for gets its error; `in_hand` are chunks that must not be
-        discarded, `dead_salts` the hashes of the dead letters' salts.
+        discarded, `dead_salts` the hashes of the dead letters' salts, `used` the bytes of pages in use.
         """
-        used = work.used_bytes()
+        usable = self.sizes.usable
         merged: dict[Lane, tuple[list[bytes], list[Run]]] = {}
         for append in appends:
             cost = append.bytes + append.bytes // 32 + 2 * PAGE * len(append.parcels)
             lanes = {parcel.lane for parcel in append.parcels}
-            what = self._no_room(work, used + cost, lanes, append.bytes)
+            what = _no_room(work, usable, used + cost, lanes, append.bytes)
             if what is not None and self.when_full == "discard-oldest":
                 used -= self._discard(work, used + cost, lanes, append.bytes, in_hand)
-                what = self._no_room(work, used + cost, lanes, append.bytes)
+                what = _no_room(work, usable, used + cost, lanes, append.bytes)
             if what is not None:
                 append.error = Full(what)
                 continue
@@ -101,25 +103,8 @@ class Admission:
                 work.ledger["accepted"] += len(parcel.records)
                 _supersede(work, parcel, dead_salts)
         for lane, (records, runs) in merged.items():
-            for some, theirs in _cut(records, runs, self.sizes.max_chunk):
-                work.insert_chunk(lane, some, theirs, work.now_ms)
-
-    def _no_room(self, work: Work, would_use: int, lanes: set[Lane], size: int) -> str | None:
-        usable = self.sizes.usable
-        if would_use > EVERYTHING * usable:
-            return "the buffer is full"
-        if would_use > BULK * usable and any(lane.priority == "bulk" for lane in lanes):
-            return "the buffer is too full for bulk records"
-        for lane in lanes:
-            if self._above_share(work, lane, size) > 0:
-                return f"the lane {lane} fills its share of the buffer"
-        return None
-
-    def _above_share(self, work: Work, lane: Lane, size: int) -> int:
-        """By how many bytes a lane would exceed what one may take while others hold records."""
-        state = work.peek(lane)
-        others = any(other.pending for other in work.all_lanes() if other.lane != lane)
-        return (state.bytes if state else 0) + size - int(ONE_LANE * self.sizes.usable) if others else 0
+            for some, theirs, ends in _cut(records, runs, self.sizes.max_chunk):
+                work.insert_chunk(lane, some, theirs, work.now_ms, ends)
 
     def _discard(self, work: Work, would_use: int, lanes: set[Lane], size: int, in_hand: set[int]) -> int:
         """Drop whole chunks, the oldest first, bulk before live; never what is in hand. Freed bytes."""
@@ -131,8 +116,28 @@ class Admission:
             freed += _drop(work, states, above - freed, in_hand)
         for lane in lanes:
             if (state := work.peek(lane)) is not None:
-                freed += _drop(work, [state], self._above_share(work, lane, size), in_hand)
+                freed += _drop(work, [state], _above_share(work, self.sizes.usable, lane, size), in_hand)
         return freed
+
+
+def _no_room(work: Work, usable: int, would_use: int, lanes: set[Lane], size: int) -> str | None:
+    if would_use > EVERYTHING * usable:
+        return "the buffer is full"
+    if would_use > BULK * usable and any(lane.priority == "bulk" for lane in lanes):
+        return "the buffer is too full for bulk records"
+    for lane in lanes:
+        if _above_share(work, usable, lane, size) > 0:
+            return f"the lane {lane} fills its share of the buffer"
+    return None
+
+
+def _above_share(work: Work, usable: int, lane: Lane, size: int) -> int:
+    """By how many bytes a lane would exceed what one may take while others hold records."""
+    state = work.peek(lane)
+    above = (state.bytes if state else 0) + size - int(ONE_LANE * usable)
+    if above <= 0:
+        return 0
+    return above if any(other.pending for other in work.all_lanes() if other.lane != lane) else 0
 
 
 def _drop(work: Work, states: Sequence[LaneState], wanted: int, in_hand: set[int]) -> int:
@@ -183,17 +188,20 @@ def _supersede(work: Work, parcel: Parcel, dead_salts: set[int]) -> None:
             reach("superseding")
 
 
-def _cut(records: list[bytes], runs: list[Run], max_bytes: int) -> Iterator[tuple[list[bytes], list[Run]]]:
-    """Records and their runs in pieces no larger than a chunk may be."""
+def _cut(
+    records: list[bytes], runs: list[Run], max_bytes: int
+) -> Iterator[tuple[list[bytes], list[Run], "array[int] | None"]]:
+    """Records and their runs in pieces no larger than a chunk may be; of a piece that is all its ends too."""
+    ends = ends_of(records)
+    if len(records) <= CHUNK_RECORDS and ends[-1] < max_bytes:
+        yield records, _runs_between(runs, 0, len(records)), ends
+        return
     start = 0
     while start < len(records):
-        stop, size = start, 0
-        while stop < len(records) and stop - start < CHUNK_RECORDS:
-            size += len(records[stop]) + 1
-            if size > max_bytes and stop > start:
-                break
-            stop += 1
-        yield records[start:stop], _runs_between(runs, start, stop)
+        before = ends[start - 1] + 1 if start else 0
+        fitting = bisect_right(ends, before + max_bytes - 1, start, min(start + CHUNK_RECORDS, len(records)))
+        stop = max(fitting, start + 1)
+        yield records[start:stop], _runs_between(runs, start, stop), None
         start = stop
 
 

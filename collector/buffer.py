@@ -332,7 +332,7 @@ class Buffer:
 
         Raises Full (nothing was stored) or Unknown (the commit failed).
         """
-        size = sum(len(record) + 1 for parcel in parcels for record in parcel.records)
+        size = sum(len(parcel.records) + sum(map(len, parcel.records)) for parcel in parcels)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._submit(_Append(future, parcels=parcels, bytes=size))
         await future
@@ -510,10 +510,11 @@ class Buffer:
 
         def transaction(conn: sqlite3.Connection) -> None:
             nonlocal work
-            self._reserve.look(conn, sum(append.bytes for append in appends))
+            used = self._reserve.look(conn, sum(append.bytes for append in appends))
             if erase:
                 conn.execute("PRAGMA secure_delete = ON")
             work = Work(conn, self._lanes, self.now_ms(), self._dead_bytes, self.dead_max)
+            work.only_adds = not units
             conn.execute("BEGIN IMMEDIATE")
             try:
                 # settles first: they make the room that appends then find
@@ -524,7 +525,7 @@ class Buffer:
                         append.error = Full("the disk is full")
                 elif appends:
                     in_hand = {span.chunk.id for batch in self._in_hand.values() for span in batch.spans}
-                    self._door.admit(work, appends, self._dead_salts, in_hand)
+                    self._door.admit(work, appends, self._dead_salts, in_hand, work.used_bytes() if units else used)
                     reach("inserted")
                 work.finish()
                 self._used = work.used_bytes()

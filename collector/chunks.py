@@ -10,7 +10,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, count
+from operator import add
 from typing import Final, Protocol
 
 import msgspec
@@ -65,7 +66,7 @@ def encode_runs(runs: Sequence[Run]) -> bytes:
 
 def ends_of(records: Sequence[bytes]) -> "array[int]":
     """Where each record ends once they are joined by commas."""
-    return array("I", accumulate((len(r) for r in records), lambda end, n: end + 1 + n))
+    return array("I", map(add, accumulate(map(len, records)), count()))
 
 
 @dataclass(frozen=True, eq=False)

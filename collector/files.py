@@ -6,6 +6,7 @@ import os
 import sqlite3
 import weakref
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ class BufferUnusable(Exception):
         self.path = path
 
 
+@lru_cache(maxsize=64)  # with every commit, and making a path costs more than asking for its file
 def beside(path: Path, suffix: str) -> Path:
     """The file of that suffix that lies beside the buffer: ``tillpost.db`` -> ``tillpost.db.lock``."""
     return path.with_name(path.name + suffix)

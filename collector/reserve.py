@@ -41,6 +41,7 @@ class Reserve:
 
     def __init__(self, buffer: Path, sizes: Sizes) -> None:
         self._buffer = buffer
+        self._folder = buffer.parent
         self._ballast = beside(buffer, ".ballast")
         self._log = beside(buffer, "-wal")
         self._share = sizes.usable - SLACK
@@ -88,20 +89,25 @@ class Reserve:
 
     # -- with every commit --------------------------------------------------------------------
 
-    def look(self, conn: sqlite3.Connection, size: int = 0) -> None:
-        """See whether so many bytes of records may come in, with room left for what the log holds already."""
+    def look(self, conn: sqlite3.Connection, size: int = 0) -> int:
+        """See whether so many bytes of records may come in, with room left for what the log holds already.
+
+        Returns how many bytes of pages are in use.
+        """
         (pages,) = conn.execute("PRAGMA page_count").fetchone()
         (free,) = conn.execute("PRAGMA freelist_count").fetchone()
         if not self._is_held or self._spent:
             self._build(conn, pages, pages - free)
-        growth = max(0, pages * PAGE - _size_of(self._buffer))
-        room = free_bytes(self._buffer.parent) - growth - SLACK - (self.size if self._spent else 0)
         cost = size + size // 16 if self._is_grown else 3 * size
+        room = free_bytes(self._folder) - SLACK - (self.size if self._spent else 0)
+        if room - pages * PAGE < self.size + cost:  # else it does not matter how much of the file is there yet
+            room -= max(0, pages * PAGE - _size_of(self._buffer))
         was_tight, self.tight = self.tight, room < cost
         self._low = room < self.size + cost
         self.over = pages * PAGE > self._share and free > 0
         if self.tight != was_tight:
             log.warning("disk_full" if self.tight else "disk_has_room", room=room)
+        return int((pages - free) * PAGE)
 
     def after_commit(self, conn: sqlite3.Connection) -> None:
         """Where room is short see to it that the log can be used again; shorten a file that is too long."""

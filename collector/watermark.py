@@ -293,9 +293,11 @@ class Watermark:
     def note(self, work: Work, ledger: Mapping[str, int]) -> None:
         """Remember what a commit left behind; `ledger` as it was before."""
         before = self._facts
+        held = {lane.id for lane in before.lanes if lane.head <= lane.last_seq}
         lanes = []
         for state in sorted(work.all_lanes(), key=lambda state: state.id):
-            if state.lane in work.lanes:
+            # what only grew begins where it began
+            if state.lane in work.lanes and not (work.only_adds and state.id in held):
                 self._heads[state.id] = _end(work.conn, state.id, "ASC", state.last_seq + 1)
             lanes.append(_lane_facts(state, self._heads.get(state.id, state.last_seq + 1)))
         counts = {name: n + work.ledger.get(name, 0) for name, n in ledger.items()}
@@ -309,9 +311,13 @@ class Watermark:
             last_dead=before.last_dead,
             boot=self._boot,
         )
-        _list_rows(
-            work.conn, facts, aside=any(lane.aside for lane in lanes), dead=bool(counts["dead"] + counts["superseded"])
-        )
+        if work.only_adds:
+            facts.gone, facts.aside, facts.dead = before.gone, before.aside, before.dead
+        else:
+            _list_rows(
+                work.conn, facts, aside=any(lane.aside for lane in lanes),
+                dead=bool(counts["dead"] + counts["superseded"]),
+            )  # fmt: skip
         self._remember(facts)
 
     def promise(self, ledger: Mapping[str, int], changes: Mapping[str, int]) -> None:
@@ -434,8 +440,7 @@ class Watermark:
                 return None
             close_in_child(self._wal)
         try:
-            os.lseek(self._wal, 16, os.SEEK_SET)
-            return int.from_bytes(os.read(self._wal, 4), "big") or None
+            return int.from_bytes(_read_at(self._wal, 4, 16), "big") or None
         except OSError:
             return None
 
@@ -454,8 +459,18 @@ class Watermark:
 
 
 def _write_at(fd: int, data: bytes, at: int) -> None:
+    if hasattr(os, "pwrite"):
+        os.pwrite(fd, data, at)
+    else:
+        os.lseek(fd, at, os.SEEK_SET)
+        os.write(fd, data)
+
+
+def _read_at(fd: int, size: int, at: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(fd, size, at)
     os.lseek(fd, at, os.SEEK_SET)
-    os.write(fd, data)
+    return os.read(fd, size)
 
 
 def _lane_facts(state: LaneState, head: int) -> LaneFacts:

@@ -5,6 +5,7 @@ is changed in the same place as the rows it counts.
 """
 
 import sqlite3
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
@@ -86,6 +87,8 @@ class Work:
         self.new_dead_salts: set[int] = set()
         self.parked: list[tuple[int, int, int]] = []
         """Records newly parked: lane, row of `aside`, when they may be tried again, time since boot in ms."""
+        self.only_adds = False
+        """Whether this transaction does nothing but put records at the end of lanes."""
         self._committed = lanes
         self.lanes: dict[Lane, LaneState] = {}
         """The lanes this transaction touched, as they will be."""
@@ -132,15 +135,22 @@ class Work:
         free = self.conn.execute("PRAGMA freelist_count").fetchone()[0]
         return int((pages - free) * PAGE)
 
-    def insert_chunk(self, lane: Lane, records: Sequence[bytes], runs: Sequence[Run], accepted_ms: int) -> None:
-        """Put records at the end of a lane; they count as pending."""
+    def insert_chunk(
+        self,
+        lane: Lane,
+        records: Sequence[bytes],
+        runs: Sequence[Run],
+        accepted_ms: int,
+        ends: "array[int] | None" = None,
+    ) -> None:
+        """Put records at the end of a lane; they count as pending. `ends` where it is known what `ends_of` gives."""
         state = self.lane(lane)
         state.last_seq += 1
-        body, packed, ends = b",".join(records), encode_runs(runs), ends_of(records).tobytes()
+        body, packed, cuts = b",".join(records), encode_runs(runs), (ends or ends_of(records)).tobytes()
         self.conn.execute(
             "INSERT INTO chunks (id, n, accepted_ms, crc, runs, ends, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (state.id << SEQ_BITS | state.last_seq, len(records), accepted_ms, crc_of(packed, ends, body),
-             packed, ends, body),
+            (state.id << SEQ_BITS | state.last_seq, len(records), accepted_ms, crc_of(packed, cuts, body),
+             packed, cuts, body),
         )  # fmt: skip
         state.pending += len(records)
         state.bytes += len(body) + 1 - len(records)
@@ -152,6 +162,7 @@ class Work:
 
     def remove(self, part: Batch) -> list[tuple[Chunk, list[int]]]:
         """Take records out of their chunks: those that were still there, which is what the ledger may count."""
+        self.only_adds = False
         chunk_ids = [span.chunk.id for span in part.spans if not span.chunk.from_aside]
         rows: dict[int, tuple[int, bytes | None]] = {}
         if chunk_ids:

@@ -1,5 +1,6 @@
 """``run`` and the commands beside it, as real processes on real files."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -82,11 +83,10 @@ class Sidecar:
         raise AssertionError(f"ended without {event!r}: {seen}")
 
     def post(self, *records: Mapping[str, Any]) -> int:
-        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=20)
-        connection.request("POST", "/v4/events/batch", json.dumps(records), {"Content-Type": "application/json"})
-        status = connection.getresponse().status
-        connection.close()
-        return status
+        address = self.url.removeprefix("http://")
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=20)) as connection:
+            connection.request("POST", "/v4/events/batch", json.dumps(records), {"Content-Type": "application/json"})
+            return connection.getresponse().status
 
     def end(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
