@@ -1,7 +1,7 @@
-"""The door of one listener: how many may come in, and how long each may take to say what it wants.
+"""The door of one listener: how many may come in, how long each may take, and a short way for those it knows.
 
-A sender that opens connections and says nothing, or says it a byte at a time, would else hold
-a descriptor for as long as it likes. Bodies have a deadline of their own, see `bodies.read_body`.
+A sender that opens connections and says nothing, or says it a byte at a time, would else hold a descriptor for as
+long as it likes: `Door` hangs up. Bodies that aiohttp reads have a deadline of their own, see `bodies.read_body`.
 """
 
 import asyncio
@@ -12,11 +12,14 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from collector.familiar import Familiar, Heads
+
 HEAD_S: Final = 10.0
 """From its first byte, or from connecting, until the last header of a request."""
 IDLE_S: Final = 75.0
 """Between an answer and the next request."""
 _SWEEP_S: Final = 1.0
+_NEVER_S: Final = 10.0**9
 _ANSWER: Final = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _BUSY: Final = _ANSWER % b"503 Service Unavailable\r\nRetry-After: 1"
 _LATE: Final = _ANSWER % b"408 Request Timeout"
@@ -29,19 +32,22 @@ class Door(web.Server):
 
     Args:
         handle: answers a request.
+        heads: the requests that need not be parsed again.
         max_connections: one more is told 503 and hung up on.
         head_s, idle_s: see `HEAD_S` and `IDLE_S`; seconds.
         options: of aiohttp's connections.
     """
 
     def __init__(
-        self, handle: Handler, *, max_connections: int, head_s: float = HEAD_S, idle_s: float = IDLE_S, **options: Any
-    ) -> None:
+        self, handle: Handler, heads: Heads, *, max_connections: int, head_s: float = HEAD_S, idle_s: float = IDLE_S,
+        **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(self._attend, **options)
         self._handle = handle
         self._max = max_connections
-        self._options = options
+        self._options = options | {"keepalive_timeout": _NEVER_S}  # `_sweep` knows better who is idle
         self._sweeping: asyncio.TimerHandle | None = None
+        self.heads = heads
         self.head_s = head_s
         self.idle_s = idle_s
         self._sweep_s = min(_SWEEP_S, head_s, idle_s)
@@ -68,10 +74,15 @@ class Door(web.Server):
         visitor = request.protocol
         assert isinstance(visitor, _Visitor)
         visitor.since, visitor.asked = inf, True
+        head, visitor.head = visitor.head, b""
         try:
-            return await self._handle(request)
+            response = await self._handle(request)
+            if head and response.status == 202:
+                self.heads.learn(head, request)
+            return response
         finally:
             visitor.expect(self.idle_s)
+            visitor.at_rest = request.content.at_eof()
 
     def _sweep(self) -> None:
         """Hang up on who takes too long. Once a second for all: a timer per request would cost more."""
@@ -81,16 +92,17 @@ class Door(web.Server):
             assert isinstance(visitor, _Visitor)
             if now - visitor.since > visitor.patience_s:
                 visitor.hang_up()
+            visitor.go_on()
         self._sweeping = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep) if visitors else None
 
 
-class _Visitor(web.RequestHandler):
+class _Visitor(Familiar):
     """One connection, and since when we wait for its next request."""
 
     __slots__ = ("_door", "asked", "heard", "patience_s", "since")
 
     def __init__(self, door: Door, **options: Any) -> None:
-        super().__init__(door, **options)
+        super().__init__(door, door.heads, **options)
         self._door = door
         self.asked = False
         """Whether there was a request; what comes after may be the rest of its body."""
@@ -109,11 +121,29 @@ class _Visitor(web.RequestHandler):
         transport.close()
 
     def data_received(self, data: bytes) -> None:
+        if self.is_familiar(data):
+            self.since, self.asked = inf, True
+        else:
+            self._go_the_ordinary_way(data)
+
+    def _go_the_ordinary_way(self, data: bytes) -> None:
         if not self.heard:
             if self.since != inf:
                 self.expect(self._door.head_s)
             self.heard = True
         super().data_received(data)
+
+    def go_on(self) -> None:
+        """Called about once a second: a request that has begun on the short way and is still not whole leaves it."""
+        if self.is_new:
+            self.is_new = False
+        elif come := self.give_up():
+            self.expect(self._door.head_s)
+            self._go_the_ordinary_way(come)
+
+    def answered(self) -> None:
+        self.expect(self._door.idle_s)
+        super().answered()
 
     def hang_up(self) -> None:
         if self.heard and not self.asked and isinstance(self.transport, asyncio.Transport):

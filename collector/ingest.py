@@ -8,7 +8,7 @@ completed and names every record that cannot be accepted. Both keep the bytes as
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -154,27 +154,53 @@ class Ingest:
             raise Refused(501, "this collector takes events and transactions: send other requests to the API")
         priority, header = _priority(headers), _clock_header(headers)
         kind = route.kind
-        found = None if route.single else self._all_at_once(kind, body)
-        if found is None:
-            found = self._one_by_one(route, body)
+        read = None if route.single else self._all_at_once(kind, [body])
+        found = self._one_by_one(route, body) if read is None else read[0]
+        return self._completed(route, priority, header, found)
+
+    def is_batch(self, path: str) -> bool:
+        """Whether a path takes arrays of records."""
+        route = ROUTES.get(path)
+        return route is not None and not route.single
+
+    def read_alike(
+        self, path: str, bodies: Sequence[bytes], headers: Mapping[str, str]
+    ) -> tuple[Intake, list[int]] | None:
+        """What several requests of the same path and headers brought, as one, and how many records each.
+
+        None where anything about any of them asks for a closer look: then read them one by one.
+        """
+        route = ROUTES[path]
+        try:
+            read = self._all_at_once(route.kind, bodies)
+            if read is None:
+                return None
+            found, counts = read
+            return self._completed(route, _priority(headers), None, found), counts
+        except Refused:
+            return None
+
+    def _completed(self, route: Route, priority: Priority, header: ClockHeader | None, found: Found) -> Intake:
         now = self._upstream_now_ms()
         latest = None if now is None else now + self._hold_max_ms
-        raw, times, origins = self._complete(kind, found, header, latest, indexed=not route.single)
-        return Intake(_parcels(kind, priority, raw, found.columns.lanes(), times, origins), len(raw), header)
+        raw, times, origins = self._complete(route.kind, found, header, latest, indexed=not route.single)
+        return Intake(_parcels(route.kind, priority, raw, found.columns.lanes(), times, origins), len(raw), header)
 
-    def _all_at_once(self, kind: Kind, body: bytes) -> Found | None:
-        """The records of a batch, or None if anything about it asks for a closer look."""
+    def _all_at_once(self, kind: Kind, bodies: Sequence[bytes]) -> tuple[Found, list[int]] | None:
+        """The records of batches and how many are in each, or None if anything about them asks for a closer look."""
         rules = _RULES[kind.name]
         try:
-            known = rules.decode_all(body)
-            raw = list(map(bytes, split(body)))
+            decoded = list(map(rules.decode_all, bodies))  # each by itself: a record ends with its request
+            known = list(chain.from_iterable(decoded)) if len(bodies) > 1 else decoded[0]
+            raw = [bytes(record) for body in bodies for record in split(body)]
+            body = b",".join(bodies)
             columns = Columns(known)
             if not (_is_ordinary(body, kind, rules, raw, columns) and sound(known, columns)) or "" in columns.lanes():
                 return None
             times = Times.read([text for text in columns.times if text is not UNSET])
         except (msgspec.DecodeError, ValueError, RecursionError):
             return None
-        return Found(raw, known, columns, times if len(times.values) == len(known) else None)
+        return Found(raw, known, columns, times if len(times.values) == len(known) else None), list(map(len, decoded))
 
     def _one_by_one(self, route: Route, body: bytes) -> Found:
         """The same, record by record. Raises Refused, naming every bad record up to `MAX_ERRORS`."""

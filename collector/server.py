@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import resources
@@ -28,6 +28,7 @@ from collector.bodies import check_type, read_body
 from collector.buffer import Unknown
 from collector.config import Config
 from collector.door import HEAD_S, IDLE_S, Door
+from collector.familiar import Done, Heads, Known, encode
 from collector.history import MINUTES_MAX
 from collector.ingest import ROUTES, Ingest
 from collector.kinds import Parcel
@@ -37,6 +38,7 @@ from collector.operations_api import JSON, PRIVATE, Answer, Handler, Operations,
 from collector.refusals import Refused, answer
 from collector.secret import SecretUnavailable
 from collector.status import VERSION
+from collector.together import Asked, Together
 from collector.tokens import AdminToken, Tokens
 from tracker.time import format_ms
 from tracker.wire import ACCEPTED_HEADER, COLLECTOR_HEADER, ClockHeader
@@ -167,6 +169,8 @@ class Server:
         self.last_ingest = time.monotonic()
         """When the last request with records came, by the monotonic clock, seconds."""
         self.bytes_in_flight = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._together = Together(ingest, partial(core.append, clock=None), self._accepted, self._alone, self._failed)
         self._table = self._paths()
 
     # Listening
@@ -193,6 +197,7 @@ class Server:
         head_s, idle_s = self._patience_s
         door = Door(
             partial(self._handle, loopback=listener.loopback, admin=admin),
+            Heads(self._familiar, ROUTES, self._take_room, self._free_room),
             max_connections=_ADMIN_CONNECTIONS if admin else max(1, self._max_connections // shares),
             head_s=head_s, idle_s=idle_s, lingering_time=LINGER_S,
             access_log=None, logger=_SILENT, auto_decompress=False,
@@ -244,12 +249,23 @@ class Server:
         self.in_progress += 1
         self.last_ingest = time.monotonic()
         try:
-            if len(body) > self.max_body:
-                raise Refused(413, f"the body is larger than {self.max_body} bytes: send fewer records per request")
-            intake = self._ingest.read(path, body, headers)
-            if intake.count:
-                await self._core.append(intake.parcels, intake.clock)
-            return 202, {ACCEPTED_HEADER: str(intake.count)}, b""
+            return await self._kept(path, self._read_and_kept(path, body, headers))
+        finally:
+            self.in_progress -= 1
+            self.last_ingest = time.monotonic()
+
+    async def _read_and_kept(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        if len(body) > self.max_body:
+            raise Refused(413, f"the body is larger than {self.max_body} bytes: send fewer records per request")
+        intake = self._ingest.read(path, body, headers)
+        if intake.count:
+            await self._core.append(intake.parcels, intake.clock)
+        return _accepted(intake.count)
+
+    async def _kept(self, path: str, work: Awaitable[Answer]) -> Answer:
+        """An answer, also where the records were refused or could not be kept."""
+        try:
+            return await work
         except Refused as refused:
             return refusal(refused, path)
         except Full as full:
@@ -257,9 +273,6 @@ class Server:
         except Unknown:
             message = "it is not known whether the records are on disk: send the same request again"
             return refusal(Refused(503, message, retry_after_s=1.0), path)
-        finally:
-            self.in_progress -= 1
-            self.last_ingest = time.monotonic()
 
     async def _records(self, request: web.BaseRequest) -> Answer:
         with self._room() as room:
@@ -272,6 +285,53 @@ class Server:
                 raise
             return await self.receive(request.path, body, request.headers)
 
+    def _familiar(self, known: Known, body: bytes, done: Done) -> None:
+        """Answers a request whose head was checked before: all but its credentials, which may have been replaced."""
+        self.in_progress += 1
+        asked = Asked(known, body, done)
+        if self._tokens.required or not self._together.takes(asked):
+            self._alone(asked)
+
+    def _alone(self, asked: Asked) -> None:
+        self._reply(asked, self._records_again(asked.known, asked.body))
+
+    def _failed(self, asked: Asked, error: Exception) -> None:
+        async def fail() -> Answer:
+            raise error
+
+        self._reply(asked, self._kept(asked.known.path, fail()))
+
+    def _reply(self, asked: Asked, work: Coroutine[Any, Any, Answer]) -> None:
+        async def reply() -> None:
+            self._done(asked, await self._guarded(asked.known.path, work))
+
+        task = asyncio.create_task(reply())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _records_again(self, known: Known, body: bytes) -> Answer:
+        if not self._tokens.admits(known.headers.get("Authorization")):
+            self._answered(401)
+            raise _bad_credentials()
+        return await self.receive(known.path, body, known.headers)
+
+    def _accepted(self, asked: Asked, count: int) -> None:
+        self._answered(202)
+        self._done(asked, _accepted(count))
+
+    def _done(self, asked: Asked, answer: Answer) -> None:
+        self.in_progress -= 1
+        self.last_ingest = time.monotonic()
+        asked.done(encode(*answer))
+
+    def _take_room(self, size: int) -> bool:
+        fits = self.bytes_in_flight + size <= self.max_in_flight
+        self.bytes_in_flight += size * fits
+        return fits
+
+    def _free_room(self, size: int) -> None:
+        self.bytes_in_flight -= size
+
     @contextmanager
     def _room(self) -> Iterator[_Room]:
         room = _Room(self)
@@ -283,28 +343,34 @@ class Server:
     # Every request
 
     async def _handle(self, request: web.BaseRequest, *, loopback: bool, admin: bool) -> web.StreamResponse:
-        path = request.path
-        try:
-            self._check_sender(request, loopback=loopback)
-            status, headers, body = await self._find(request, admin=admin)(request)
-        except Refused as refused:
-            status, headers, body = refusal(refused, path)
-        except Unknown as error:
-            status, headers, body = refusal(Refused(503, f"{error}", retry_after_s=5.0), path)
-        except SecretUnavailable as error:
-            _log.error("token unreadable", cause=str(error))
-            status, headers, body = refusal(Refused(503, "credentials cannot be checked", retry_after_s=5.0), path)
-        except (ConnectionError, web.RequestPayloadError):
-            status, headers, body = refusal(Refused(400, "the body ended early"), path)
-        except Exception as error:
-            # Where, but not what it says: a library's message may quote the payload.
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            _log.error("request failed", error=type(error).__name__, at=f"{Path(at.filename).name}:{at.lineno}")
-            status, headers, body = refusal(Refused(500, "the collector failed; its log says more"), path)
+        status, headers, body = await self._guarded(request.path, self._asked(request, loopback=loopback, admin=admin))
         response = web.Response(status=status, headers=headers, body=body)
         if status in (408, 413):
             response.force_close()  # what is left of the body is not worth reading
         return response
+
+    async def _asked(self, request: web.BaseRequest, *, loopback: bool, admin: bool) -> Answer:
+        self._check_sender(request, loopback=loopback)
+        return await self._find(request, admin=admin)(request)
+
+    async def _guarded(self, path: str, work: Awaitable[Answer]) -> Answer:
+        """An answer whatever happens."""
+        try:
+            return await work
+        except Refused as refused:
+            return refusal(refused, path)
+        except Unknown as error:
+            return refusal(Refused(503, f"{error}", retry_after_s=5.0), path)
+        except SecretUnavailable as error:
+            _log.error("token unreadable", cause=str(error))
+            return refusal(Refused(503, "credentials cannot be checked", retry_after_s=5.0), path)
+        except (ConnectionError, web.RequestPayloadError):
+            return refusal(Refused(400, "the body ended early"), path)
+        except Exception as error:
+            # Where, but not what it says: a library's message may quote the payload.
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            _log.error("request failed", error=type(error).__name__, at=f"{Path(at.filename).name}:{at.lineno}")
+            return refusal(Refused(500, "the collector failed; its log says more"), path)
 
     def _check_sender(self, request: web.BaseRequest, *, loopback: bool) -> None:
         """A web page must not reach a collector on loopback: neither by a name of its own nor across origins."""
@@ -332,7 +398,7 @@ class Server:
 
     def _authenticate(self, request: web.BaseRequest) -> None:
         if not self._tokens.admits(request.headers.get("Authorization")):
-            raise Refused(401, "Bad credentials: send the ingest token, or log in with it")
+            raise _bad_credentials()
 
     def _paths(self) -> dict[str, dict[str, Handler]]:
         return {
@@ -411,6 +477,14 @@ class Server:
     async def _asset(self, request: web.BaseRequest) -> Answer:
         kind, body = page.asset(request.path)
         return 200, {"Content-Type": kind, **PRIVATE}, body
+
+
+def _accepted(count: int) -> Answer:
+    return 202, {ACCEPTED_HEADER: str(count)}, b""
+
+
+def _bad_credentials() -> Refused:
+    return Refused(401, "Bad credentials: send the ingest token, or log in with it")
 
 
 def _connections_allowed() -> int:
