@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks import ceilings, report
-from benchmarks.lab import Collector, Feeder, Sink, bodies, scratch, until
+from benchmarks.lab import SETTLED_S, Collector, Feeder, Sink, bodies, scratch, until
 from benchmarks.report import Figure, Goal, Result, Table
 
 PER_REQUEST = 500
 BATCH = 1000
 """Records in a full batch."""
-SETTLED_S = 0.3
-"""After the sink has the last batch, the collector still has to delete it."""
 
 
 class Drained(NamedTuple):
