@@ -20,7 +20,7 @@ from benchmarks import report
 from benchmarks.lab import memory_mib
 from benchmarks.report import Result
 
-QUESTIONS = ("ceilings", "ingest", "drain", "end_to_end", "backlog", "latency", "durability", "idle", "isolating")
+QUESTIONS = ("ceilings", "ingest", "drain", "end_to_end", "backlog", "latency", "durability", "idle", "isolating", "start")
 HERE = Path(__file__).parent
 PACKAGES = ("aiohttp", "msgspec", "orjson", "aiosqlite")
 
