@@ -25,7 +25,7 @@ ROOT: Final = Path(__file__).parents[1]
 KEY: Final = "bench"
 BATCH_PATH: Final = "/v4/events/batch"
 SETTLED_S: Final = 0.3
-"""After the upstream has the last batch, the collector still has to delete it; asking it would cost what is measured."""
+"""When the upstream has the last batch, the collector still has to delete it; to ask it would be part of its CPU."""
 _spawn = multiprocessing.get_context("spawn")
 
 
