@@ -59,11 +59,15 @@ class BareServer:
         self._process.kill()
         self._process.join()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
     def request_us(self, load: Sequence[bytes], connections: int) -> float:
         """CPU us a request."""
-        feeder, before = Feeder(self.address, load, connections), cpu_s(self._process.pid or 0)
+        feeder, before = Feeder(self.address, load, connections), cpu_s(self.pid)
         feeder.run()
-        return (cpu_s(self._process.pid or 0) - before) / len(load) * 1e6
+        return (cpu_s(self.pid) - before) / len(load) * 1e6
 
 
 def post_us(load: Sequence[bytes]) -> float:

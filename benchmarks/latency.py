@@ -4,19 +4,20 @@
 
 Open loop: requests of one record are due at a fixed pace, whether or not earlier ones are answered, and their time
 counts from when they were due. Meanwhile the collector delivers what it took to a sink. Beside it, in the same run,
-what the disk takes for one commit of a single row.
+what the disk takes for one commit of a single row, and how long a bare server lets the same caller wait.
 """
 
 import asyncio
 import gc
 import selectors
 import statistics
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from benchmarks import ceilings, report
-from benchmarks.lab import Collector, Sink, _spawn, bodies, request_of, scratch
+from benchmarks.lab import Collector, Sink, _spawn, bodies, cpu_s, request_of, scratch
 from benchmarks.report import Figure, Goal, Plot, Result, Table
 
 CONNECTIONS = 64
@@ -101,17 +102,17 @@ class Paced(NamedTuple):
     cpu_us: float
 
 
-def paced(collector: Collector, rate: float, seconds: float, seed: int) -> Paced:
+def paced(server: Collector | ceilings.BareServer, rate: int, seconds: float) -> Paced:
     """Requests of one record at this rate, for so long."""
-    load = bodies(round(rate * seconds), 1, seed)
+    load = bodies(round(rate * seconds), 1, seed=time.monotonic_ns())
     inlet, outlet = _spawn.Pipe(duplex=False)
-    process = _spawn.Process(target=_pace, args=(collector.address, load, rate, outlet))
+    process = _spawn.Process(target=_pace, args=(server.address, load, rate, outlet))
     process.start()
     outlet.close()
     inlet.recv()  # connected
-    before = collector.cpu_s
+    before = cpu_s(server.pid)
     took: list[float] = inlet.recv()
-    cpu = collector.cpu_s - before
+    cpu = cpu_s(server.pid) - before
     process.join()
     percentiles = statistics.quantiles(took, n=100, method="inclusive")
     return Paced(percentiles[49] * 1e3, percentiles[98] * 1e3, cpu / len(load) * 1e6)
@@ -123,19 +124,20 @@ def paced(collector: Collector, rate: float, seconds: float, seed: int) -> Paced
 def run(quick: bool) -> Result:
     rounds, seconds = (2, {10: 1.0, 100: 1.0, 1000: 2.0}) if quick else (5, {10: 3.0, 100: 2.0, 1000: 4.0})
     found: dict[int, list[Paced]] = {rate: [] for rate in seconds}
-    commits = []
-    with scratch() as folder, Sink() as sink, Collector(folder, sink.url) as collector:
-        paced(collector, 100, 1.0, seed=0)
-        for round_ in range(rounds):
-            with scratch() as bare:
-                commits.append(ceilings.commit_ms(bare))
+    bare, commits = [], []
+    with scratch() as folder, Sink() as sink, Collector(folder, sink.url) as collector, ceilings.BareServer() as server:
+        paced(collector, 100, 1.0)
+        for _ in range(rounds):
+            with scratch() as empty:
+                commits.append(ceilings.commit_ms(empty))
+            bare.append(paced(server, 1000, 1.0))
             for rate, lasting in seconds.items():
-                found[rate].append(paced(collector, rate, lasting, seed=1000 * round_ + rate))
-    table = Table("", ("Requests a second", "p50 ms", "p99 ms", "p99 / a commit's p50", "CPU us a request"))
-    for rate, runs in found.items():
+                found[rate].append(paced(collector, rate, lasting))
+    table = Table("", ("", "Requests a second", "p50 ms", "p99 ms", "p99 / a commit's p50", "CPU us a request"))
+    for name, rate, runs in [("bare aiohttp", 1000, bare), *(("Tillpost", *each) for each in found.items())]:
         p50, p99, cpu = (Figure.of(column) for column in zip(*runs, strict=True))
         ratio = Figure.of([one.p99_ms / commit for one, commit in zip(runs, commits, strict=True)])
-        table.rows.append((rate, p50, p99, ratio, cpu))
+        table.rows.append((name, rate, p50, p99, ratio, cpu))
     result = Result("How long does a caller wait until its record is on the disk?", [table])
     result.goals.append(Goal("p99 at 1000 requests/s / a single-row commit's p50", ratio.median, 20))
     lines = [
