@@ -20,7 +20,9 @@ from benchmarks import report
 from benchmarks.lab import memory_mib
 from benchmarks.report import Result
 
-QUESTIONS = ("ceilings", "ingest")
+QUESTIONS = (
+    "ceilings", "ingest", "drain", "end_to_end", "backlog", "latency", "durability", "idle", "isolating", "start",
+)  # fmt: skip
 HERE = Path(__file__).parent
 PACKAGES = ("aiohttp", "msgspec", "orjson", "aiosqlite")
 

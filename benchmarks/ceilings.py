@@ -59,11 +59,15 @@ class BareServer:
         self._process.kill()
         self._process.join()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
     def request_us(self, load: Sequence[bytes], connections: int) -> float:
         """CPU us a request."""
-        feeder, before = Feeder(self.address, load, connections), cpu_s(self._process.pid or 0)
+        feeder, before = Feeder(self.address, load, connections), cpu_s(self.pid)
         feeder.run()
-        return (cpu_s(self._process.pid or 0) - before) / len(load) * 1e6
+        return (cpu_s(self.pid) - before) / len(load) * 1e6
 
 
 def post_us(load: Sequence[bytes]) -> float:
@@ -139,13 +143,12 @@ def sqlite_us(folder: Path, load: Sequence[bytes], per_request: int) -> dict[str
     found = {}
     conn = connect(folder / "rows.db")
     ends = bytes(4 * 334)
-    begun, number = time.process_time(), 0
-    for rows in commits:
+    begun = time.process_time()
+    for number, rows in enumerate(commits):
         conn.execute("BEGIN IMMEDIATE")
         for lane, row in enumerate(rows):
             conn.execute("INSERT INTO chunks VALUES (?, ?, ?, ?)", (lane << 40 | number, 334, ends, row))
         conn.execute("COMMIT")
-        number += 1
     found["insert"] = (time.process_time() - begun) / records * 1e6
     conn.close()
     # full rows: what a drain at its best would find

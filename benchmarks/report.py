@@ -172,7 +172,7 @@ def draw(plot: Plot, folder: Path) -> None:
         axes.set_xscale("log" if plot.log_x else "linear")
         axes.set_yscale("log" if plot.log_y else "linear")
         if not plot.log_y:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * axes.dataLim.y1)
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)
     axes.set_title(plot.title, loc="left")

@@ -1,0 +1,66 @@
+"""What does a record cost from its arrival to its delivery, taken and delivered at once?
+
+    python -m benchmarks.end_to_end [--quick]
+
+500 records a request, 8 connections, the upstream answers at once: ingest and drain at the same time, as on a busy
+day. The clock starts with the first request and stops with the last record at the sink. The ceilings are measured
+between the runs.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from benchmarks import ceilings, report
+from benchmarks.lab import SETTLED_S, Collector, Feeder, Sink, bodies, scratch, until
+from benchmarks.report import Figure, Goal, Result, Table
+
+PER_REQUEST = 500
+WARM = 6_000
+
+
+class Carried(NamedTuple):
+    cpu_us: float
+    wall_us: float
+    fill: float
+
+
+def once(load: Sequence[bytes], records: int) -> Carried:
+    with scratch() as folder, Sink() as sink, Collector(folder, sink.url) as collector:
+        Feeder(collector.address, bodies(WARM, PER_REQUEST, seed=7)).run()
+        until(lambda: sink.records >= WARM, "what warms up arrives")
+        time.sleep(SETTLED_S)
+        feeder, before, requests = Feeder(collector.address, load), collector.cpu_s, sink.requests
+        begun = time.monotonic()
+        feeder.run()
+        until(lambda: sink.records >= WARM + records, "all records arrive")
+        seconds = time.monotonic() - begun
+        time.sleep(SETTLED_S)
+        cpu = collector.cpu_s - before
+        assert collector.pending == 0
+        return Carried(cpu / records * 1e6, seconds / records * 1e6, records / (sink.requests - requests) / 1000 * 100)
+
+
+def run(quick: bool) -> Result:
+    records, rounds = (60_000, 2) if quick else (210_000, 7)
+    load, parts, found = bodies(records, PER_REQUEST), [], []
+    for _ in range(rounds):
+        parts.append(ceilings.measure())
+        found.append(once(load, records))
+    sums = [ceilings.ingest_us(part) + ceilings.drain_us(part) for part in parts]
+    ratio = Figure.of([one.cpu_us / total for one, total in zip(found, sums, strict=True)])
+    cpu, wall = Figure.of([one.cpu_us for one in found]), Figure.of([one.wall_us for one in found])
+    fill = Figure.of([one.fill for one in found], "%")
+    table = Table("", ("Records", "CPU us a record", "Wall us a record", "CPU / ceilings", "Batches are full to"))
+    table.rows.append((f"{records:,}", cpu, wall, ratio, fill))
+    return Result(
+        "What does a record cost from its arrival to its delivery?",
+        [table],
+        [Goal("end to end CPU / ceilings", ratio.median, 1.45)],
+        [ceilings.denominator(name, [part[name] for part in parts]) for name in ceilings.LIKE],
+        notes=["Ceilings: the sum of those of taking (500 a request) and of delivering (1,000 a request)."],
+    )
+
+
+if __name__ == "__main__":
+    report.main(run, __doc__)
