@@ -210,7 +210,7 @@ class Columns:
     `UNSET` stands where a record has none.
     """
 
-    __slots__ = ("actions", "customId", "email", "id", "params", "salts", "shapes", "times", "uuid")
+    __slots__ = ("_lanes", "actions", "customId", "email", "id", "params", "salts", "shapes", "times", "uuid")
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.times = [record.time for record in records]
@@ -226,6 +226,7 @@ class Columns:
 
     def identify(self, clients: Sequence[Client]) -> None:
         """Whose records they are: a column for each identifying key."""
+        self._lanes: dict[str, list[int]] | None = None
         self.customId = [client.customId for client in clients]
         self.email = [client.email for client in clients]
         self.id = [client.id for client in clients]
@@ -233,6 +234,11 @@ class Columns:
 
     def lanes(self) -> dict[str, list[int]]:
         """Which records have which identifying keys, such as ``email+uuid``; nobody's is ``""``."""
+        if self._lanes is None:
+            self._lanes = self._find_lanes()
+        return self._lanes
+
+    def _find_lanes(self) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
         alike = len(self.times)
         for key in CLIENT_KEYS:
