@@ -93,6 +93,8 @@ class _Unit(_Op):
     """Bytes it may write, about."""
     erase: bool = False
     scrub: bool = False
+    touch: bool = False
+    """Commit, also when nothing was written."""
 
 
 @dataclass
@@ -390,7 +392,7 @@ class Buffer:
     async def look(self) -> None:
         """See how things stand on the disk, as every commit does: for when there are none. Returns when it is done."""
         with suppress(Unknown):
-            await self._do(_Unit(_future()))
+            await self._do(_Unit(_future(), touch=True))
 
     async def _do(self, op: _Unit) -> Any:
         self._submit(op)
@@ -506,6 +508,7 @@ class Buffer:
         appends = [op for op in group if isinstance(op, _Append)]
         erase = any(unit.erase for unit in units)
         scrub = any(unit.scrub for unit in units)
+        touch = appends or any(unit.erase or unit.scrub or unit.touch for unit in units)
         work: Work | None = None
 
         def transaction(conn: sqlite3.Connection) -> None:
@@ -515,6 +518,7 @@ class Buffer:
                 conn.execute("PRAGMA secure_delete = ON")
             work = Work(conn, self._lanes, self.now_ms(), self._dead_bytes, self.dead_max)
             work.only_adds = not units
+            changes = conn.total_changes
             conn.execute("BEGIN IMMEDIATE")
             try:
                 # settles first: they make the room that appends then find
@@ -527,6 +531,9 @@ class Buffer:
                     in_hand = {span.chunk.id for batch in self._in_hand.values() for span in batch.spans}
                     self._door.admit(work, appends, self._dead_salts, in_hand, work.used_bytes() if units else used)
                     reach("inserted")
+                if conn.total_changes == changes and not touch:
+                    conn.execute("COMMIT")  # it only read: there is nothing to write, to sync or to remember
+                    return
                 work.finish()
                 self._used = work.used_bytes()
                 self._mark.promise(self._ledger, work.ledger)

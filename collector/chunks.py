@@ -50,6 +50,19 @@ def salts_in(body: bytes | memoryview) -> list[bytes]:
     return _SALT.findall(body)
 
 
+def are_distinct(body: bytes, count: int) -> bool:
+    """Whether a body surely has so many salts, no two alike and none inside another value; False: perhaps not."""
+    rests = body.split(b'"eventSalt":"')[1:]
+    if not len(rests) == count > 0:
+        return False
+    length = rests[0].find(b'"') + 1
+    salts = [rest[:length] for rest in rests]
+    ends = b"".join(salts)[length - 1 :: length]
+    if ends != b'"' * count or b"".join(salts).count(b'"') != count:  # they are not all of one length
+        salts = [rest[: rest.find(b'"')] for rest in rests]
+    return len(set(salts)) == count and b"\\" not in b"".join(salts)
+
+
 def crc_of(runs: bytes, ends: bytes, body: bytes) -> int:
     """The checksum stored beside a chunk and verified whenever it is read."""
     return zlib.crc32(body, zlib.crc32(ends, zlib.crc32(runs)))
@@ -123,17 +136,14 @@ class Chunk:
 
     def spans(self) -> Iterator["Span"]:
         """The stretches of records still here."""
-        if not self.gone:
-            yield Span(self, 0, len(self))
-            return
-        start = None
-        for i in range(len(self) + 1):
-            here = i < len(self) and not self.is_gone(i)
-            if here and start is None:
-                start = i
-            elif not here and start is not None:
-                yield Span(self, start, i)
-                start = None
+        stop, n, gone = 0, len(self), int.from_bytes(self.gone, "little")
+        while stop < n:
+            left = gone >> stop
+            start = stop + (~left & (left + 1)).bit_length() - 1  # past what is gone
+            left = gone >> start
+            stop = start + (left & -left).bit_length() - 1 if left else n
+            if start < n:
+                yield Span(self, start, min(stop, n))
 
     @property
     def latest_ms(self) -> int:
@@ -223,7 +233,11 @@ class Batch:
     @cached_property
     def body(self) -> bytes:
         """The request's body."""
-        return b"".join((b"[", b",".join(span.bytes for span in self.spans), b"]"))
+        parts: list[bytes | memoryview] = [b"["]
+        for span in self.spans:
+            parts += (span.bytes, b",")
+        parts[-1] = b"]" if self.spans else b"[]"
+        return b"".join(parts)
 
     @property
     def parked(self) -> bool:
@@ -244,9 +258,10 @@ class Batch:
     def repaired(self) -> int:
         """How many of its times we had stamped under a wrong clock and put right."""
         return sum(
-            chunk.record(i) != chunk.as_stored.record(i)
-            for chunk, i in self.positions()
-            if chunk.as_stored is not chunk
+            span.chunk.record(i) != span.chunk.as_stored.record(i)
+            for span in self.spans
+            if span.chunk.as_stored is not span.chunk
+            for i in range(span.start, span.stop)
         )
 
     def positions(self) -> Iterator[tuple[Chunk, int]]:

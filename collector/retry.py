@@ -93,7 +93,12 @@ class Wave:
         return cls(int(limit), int(window))
 
     def delivered(self, count: int = 1) -> None:
-        for _ in range(min(count, self.window)):
+        if count >= self.window:
+            self._last.clear()
+            self._last.extend([False] * self.window)
+            self._refused = 0
+            return
+        for _ in range(count):
             self._settle(False)
 
     def refused(self) -> bool:

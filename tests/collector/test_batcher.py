@@ -1,10 +1,13 @@
 """The batcher, for any backlog: full, legal, in order, nothing twice and nothing left out."""
 
+import json
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector.batcher import Gate, Limits, assemble
-from collector.chunks import Chunk, Span, crc_of, encode_runs, ends_of
+from collector.chunks import Chunk, Span, are_distinct, crc_of, encode_runs, ends_of
 from collector.kinds import KINDS, Run
 from tests.collector.buffers import ANYTIME, EMAIL, T0, record
 from tracker.time import format_ms
@@ -123,3 +126,35 @@ def test_only_times_we_stamped_are_repaired_and_always_the_same_way(boots: list[
 def test_a_span_knows_its_bytes() -> None:
     chunk = chunk_of(1, [record("a"), record("b"), record("c")])
     assert bytes(Span(chunk, 1, 3).bytes) == record("b") + b"," + record("c")
+
+
+@given(
+    count=st.integers(1, 70),
+    gone=st.one_of(st.integers(0, 2**70), st.integers(0, 70).map(lambda n: (1 << n) - 1)),
+    short=st.booleans(),
+)
+def test_the_spans_of_a_chunk_are_what_is_left_of_it(count: int, gone: int, short: bool) -> None:
+    gone &= (1 << count) - 1
+    bits = gone.to_bytes((gone.bit_length() + 7) // 8 if short else (count + 7) // 8, "little")
+    ends = ends_of([b"x"] * count)
+    chunk = Chunk(1, EMAIL, b",".join([b"x"] * count), ends, (Run(count, T0, None, 0),), T0, bits)
+    spans = list(chunk.spans())
+    assert [i for span in spans for i in range(span.start, span.stop)] == [i for i in range(count) if not gone >> i & 1]
+    assert all(one.stop < other.start for one, other in pairwise(spans)), "neighbours are one span"
+
+
+@given(
+    salts=st.lists(st.text('abc"\\\u017c,', min_size=1, max_size=4), max_size=6),
+    nested=st.booleans(),
+    spaced=st.booleans(),
+)
+def test_salts_are_only_called_distinct_when_they_are(salts: list[str], nested: bool, spaced: bool) -> None:
+    events = [
+        {"eventSalt": salt, "params": {"eventSalt": "a"} if nested else {"x": '"eventSalt":"a"'}} for salt in salts
+    ]
+    body = json.dumps(events, separators=(", ", ": ") if spaced else (",", ":")).encode()
+    if are_distinct(body, len(salts)):
+        assert len(set(salts)) == len(salts)
+        assert not nested
+    elif salts and len(set(salts)) == len(salts) and not nested and not spaced:
+        assert any("\\" in json.dumps(salt) for salt in salts)

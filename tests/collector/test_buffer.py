@@ -18,6 +18,7 @@ from collector.admission import Sizes
 from collector.batcher import Aside, Batch, Dead, Delivered, Gate, Limits, Wait
 from collector.buffer import Buffer, BufferInUse, BufferUnusable, DeadLettersFull, Full, Unknown
 from collector.kinds import Lane
+from collector.work import Work
 from tests.collector.buffers import ANYTIME, BULK, EMAIL, LIMITS, SALES, T0, UUID, adds_up, parcel, record
 
 Opener = Callable[..., "asyncio._AsyncGeneratorContextManager[Buffer]"]
@@ -200,6 +201,25 @@ async def test_settling_twice_counts_once(opened: Opener, path: Path) -> None:
         await buffer.settle([(batch, Delivered())])
         assert buffer.ledger()["delivered"] == 5
         assert adds_up(buffer.ledger())
+
+
+async def test_what_only_reads_writes_nothing(opened: Opener, path: Path) -> None:
+    def serial(work: Work) -> int:
+        return int(work.conn.execute("SELECT value FROM meta WHERE name = 'serial'").fetchone()[0])
+
+    async with opened(path) as buffer:
+        commits: list[float] = []
+        buffer.on_commit = commits.append
+        await buffer.append([parcel([record("a"), record("b")])])
+        before = await buffer.run(serial)
+        for _ in range(3):
+            batch = await buffer.take(EMAIL, LIMITS, ANYTIME)
+            assert isinstance(batch, Batch)
+        assert (await buffer.run(serial), len(commits)) == (before, 1)
+        await buffer.look()
+        assert (await buffer.run(serial), len(commits)) == (before + 1, 2), "a look at the disk does write"
+        await buffer.settle([(batch, Delivered())])
+        assert (await buffer.run(serial), len(commits)) == (before + 2, 3)
 
 
 async def test_an_exception_in_a_unit_undoes_that_unit_alone(opened: Opener, path: Path) -> None:
