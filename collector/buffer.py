@@ -535,13 +535,14 @@ class Buffer:
                     conn.execute("COMMIT")  # it only read: there is nothing to write, to sync or to remember
                     return
                 work.finish()
-                self._used = work.used_bytes()
+                self._used = self._reserve.count(conn)
                 self._mark.promise(self._ledger, work.ledger)
                 begun = time.perf_counter()
                 conn.execute("COMMIT")
                 if self.on_commit is not None:
                     self.on_commit(time.perf_counter() - begun)
             except BaseException:
+                self._reserve.forget()
                 if conn.in_transaction:
                     conn.execute("ROLLBACK")
                 raise

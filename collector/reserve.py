@@ -62,6 +62,8 @@ class Reserve:
         """The ballast was let go and is not laid down again yet."""
         self._is_lent = False
         """The file may grow into the ballast's share."""
+        self._counted: tuple[int, int] | None = None
+        """Pages of the file and free ones among them, as the last transaction left them; None: not known."""
         self._errno: int | None = None
         """Why the ballast could not be laid down the last time."""
 
@@ -82,6 +84,7 @@ class Reserve:
         with suppress(OSError):  # without blocks of its own the log grows as any file does
             _allocate(self._log, self.size)
         self._is_grown = _size_of(self._log) >= self.size
+        self.forget()
         if _size_of(self._ballast) > self.size:  # of a larger cap
             with suppress(OSError):
                 os.truncate(self._ballast, self.size)
@@ -94,8 +97,9 @@ class Reserve:
 
         Returns how many bytes of pages are in use.
         """
-        (pages,) = conn.execute("PRAGMA page_count").fetchone()
-        (free,) = conn.execute("PRAGMA freelist_count").fetchone()
+        if self._counted is None:
+            self.count(conn)
+        pages, free = self._counted or (0, 0)
         if not self._is_held or self._spent:
             self._build(conn, pages, pages - free)
         cost = size + size // 16 if self._is_grown else 3 * size
@@ -109,6 +113,17 @@ class Reserve:
             log.warning("disk_full" if self.tight else "disk_has_room", room=room)
         return int((pages - free) * PAGE)
 
+    def count(self, conn: sqlite3.Connection) -> int:
+        """Count the file's pages, as a transaction leaves them; how many bytes of them are in use."""
+        (pages,) = conn.execute("PRAGMA page_count").fetchone()
+        (free,) = conn.execute("PRAGMA freelist_count").fetchone()
+        self._counted = pages, free
+        return int((pages - free) * PAGE)
+
+    def forget(self) -> None:
+        """The file is, or may be, another length than it was counted."""
+        self._counted = None
+
     def after_commit(self, conn: sqlite3.Connection) -> None:
         """Where room is short see to it that the log can be used again; shorten a file that is too long."""
         if self._low:
@@ -118,6 +133,7 @@ class Reserve:
 
     def relieve(self, conn: sqlite3.Connection) -> None:
         """Empty the log into the file, so that its blocks serve again; for that alone the ballast is let go."""
+        self.forget()
         if checkpoint(conn):
             return
         if self._is_held:
@@ -141,6 +157,7 @@ class Reserve:
 
     def shrink(self, conn: sqlite3.Connection) -> None:
         """One step towards the file's share of `max_size`; `over` says whether there is more to do."""
+        self.forget()
         self.over = False
         cut = _shorten(conn, self._share, self.size // 8)
         checkpoint(conn)
@@ -151,6 +168,7 @@ class Reserve:
 
     def scrub(self, conn: sqlite3.Connection, before_wiping: Callable[[], None]) -> None:
         """Leave nothing of what was deleted: neither in free pages nor in the log."""
+        self.forget()
         while _shorten(conn, 0, self.size // 8) and checkpoint(conn):
             pass
         if checkpoint(conn):
