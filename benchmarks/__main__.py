@@ -20,7 +20,7 @@ from benchmarks import report
 from benchmarks.lab import memory_mib
 from benchmarks.report import Result
 
-QUESTIONS = ("ceilings", "ingest")
+QUESTIONS = ("ceilings", "ingest", "track", "client")
 HERE = Path(__file__).parent
 PACKAGES = ("aiohttp", "msgspec", "orjson", "aiosqlite")
 
