@@ -20,7 +20,7 @@ from benchmarks import report
 from benchmarks.lab import memory_mib
 from benchmarks.report import Result
 
-QUESTIONS = ("ceilings", "ingest", "track", "client")
+QUESTIONS = ("ceilings", "ingest", "track", "client", "faults")
 HERE = Path(__file__).parent
 PACKAGES = ("aiohttp", "msgspec", "orjson", "aiosqlite")
 

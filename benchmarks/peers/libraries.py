@@ -33,6 +33,10 @@ class Session(Protocol):
         """Waits, as far as the library offers it, until everything tracked has been sent."""
         ...
 
+    def confirmed(self) -> int:
+        """How many events the library says it will not lose any more."""
+        ...
+
 
 class Library:
     """A library that takes a name and a dict."""
@@ -50,6 +54,9 @@ class Library:
 
     def basket(self, basket: dict[str, Any]) -> object:
         return self.send(basket["client"]["customId"], events.BASKET, basket)
+
+    def confirmed(self) -> int:
+        return 0  # some call back once an event is delivered; none before
 
     def on_error(self, _: object, batch: list[Any]) -> None:
         self.signals["callback"] += len(batch)

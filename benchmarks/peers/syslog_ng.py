@@ -8,12 +8,11 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.lab import cpu_s, free_port, until
-from benchmarks.peers import events
+from benchmarks.peers.libraries import Library
 
 CONFIG = """@version: 3.35
 options {{ log-fifo-size(20000); time-reopen(1); }};
@@ -82,26 +81,17 @@ class SyslogNg:
         self._process.wait()
 
 
-class Lines:
+class Lines(Library):
     """What an application does for it: one line of JSON to a socket for each event."""
 
     def __init__(self, target: str, _folder: Path) -> None:
-        self.signals: Counter[str] = Counter()
+        super().__init__()
         host, _, port = target.removeprefix("http://").partition(":")
         self.socket = socket.create_connection((host, int(port)))
 
     def send(self, user: str, name: str, properties: dict[str, Any]) -> None:
         event = {"event": name, "userId": user, "properties": properties}
         self.socket.sendall(json.dumps(event, separators=(",", ":")).encode() + b"\n")
-
-    def track(self, number: int) -> None:
-        self.send(events.user(number), events.NAME, events.properties(number))
-
-    def bad(self, number: int) -> None:
-        self.send(events.user(number), events.NAME, events.bad_properties(number))
-
-    def basket(self, basket: dict[str, Any]) -> None:
-        self.send(basket["client"]["customId"], events.BASKET, basket)
 
     def flush(self) -> None:
         """There is nothing to wait for: no answer comes."""

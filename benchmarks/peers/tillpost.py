@@ -35,6 +35,9 @@ class Sidecar:
     def flush(self) -> object:
         return self.tracker.flush(60)
 
+    def confirmed(self) -> int:
+        return self.tracker.counters().durable
+
     def on_error(self, failure: Failure) -> None:
         self.signals[f"on_error: {failure.reason}"] += 1
 
