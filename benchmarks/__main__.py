@@ -21,7 +21,8 @@ from benchmarks.lab import memory_mib
 from benchmarks.report import Result
 
 QUESTIONS = (
-    "ceilings", "ingest", "drain", "end_to_end", "backlog", "latency", "durability", "idle", "isolating", "start",
+    "track", "client", "faults", "ceilings", "ingest", "drain", "end_to_end", "latency", "durability", "backlog",
+    "start", "idle", "isolating",
 )  # fmt: skip
 HERE = Path(__file__).parent
 PACKAGES = ("aiohttp", "msgspec", "orjson", "aiosqlite")

@@ -6,6 +6,7 @@ be as long as a short run. What feeds it and what it feeds are processes of thei
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import json
 import multiprocessing
@@ -19,11 +20,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar, cast
 
 ROOT: Final = Path(__file__).parents[1]
 KEY: Final = "bench"
 BATCH_PATH: Final = "/v4/events/batch"
+T = TypeVar("T")
 SETTLED_S: Final = 0.3
 """When the upstream has the last batch, the collector still has to delete it; to ask it would be part of its CPU."""
 _spawn = multiprocessing.get_context("spawn")
@@ -68,6 +70,38 @@ def scratch() -> Iterator[Path]:
     """A folder on the disk, not in memory: what a sync costs is part of the question."""
     with tempfile.TemporaryDirectory(prefix="tillpost-bench-", dir="/var/tmp", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
+
+
+def apart(work: Callable[..., T], *arguments: Any) -> T:
+    """What a function returns in a process of its own, which ends at once and whose messages are nobody's concern."""
+    process, results = begin_apart(work, *arguments)
+    try:
+        result, trouble = results.recv()
+    except EOFError:
+        result, trouble = None, "ended without a result"
+    process.join()
+    if trouble:
+        sys.exit(f"{work.__name__}{arguments}: {trouble}")
+    return cast(T, result)
+
+
+def begin_apart(work: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
+    """The process, and the end of the pipe from which its result comes with what went wrong."""
+    results, result = _spawn.Pipe(duplex=False)
+    process = _spawn.Process(target=_apart, args=(work, arguments, result), daemon=True)
+    process.start()
+    result.close()
+    return process, results
+
+
+def _apart(work: Callable[..., Any], arguments: tuple[Any, ...], results: Any) -> None:
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        results.send((work(*arguments), ""))
+    except BaseException as error:
+        results.send((None, f"{type(error).__name__}: {error}"))
+    os._exit(0)  # whatever threads a library has left behind, waiting for an answer
 
 
 # -- the load -------------------------------------------------------------------------------------
@@ -206,20 +240,27 @@ class _Sink(asyncio.Protocol):
 
     def answer(self, body: bytes) -> bytes:
         if b"/server/time" in self.head:
-            text = json.dumps({"serverTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode()
-        elif b"/login/" in self.head:
-            text = b'{"token": "t"}'
-        else:
-            self.records.value += body.count(b'"eventSalt"')
-            self.requests.value += 1
-            return b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n"
-        return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)
+            return answer_json(json.dumps({"serverTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode())
+        if b"/login/" in self.head:
+            return answer_json(b'{"token": "t"}')
+        return self.take(body)
+
+    def take(self, body: bytes) -> bytes:
+        """Count a body; the answer to it."""
+        self.records.value += body.count(b'"eventSalt"')
+        self.requests.value += 1
+        return b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n"
 
 
-def _sink(port: int, records: Any, requests: Any, listening: Any) -> None:
+def answer_json(text: bytes, status: str = "200 OK") -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+    return head.encode() + text
+
+
+def _sink(port: int, protocol: Callable[[], asyncio.Protocol], listening: Any) -> None:
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _Sink(records, requests), "127.0.0.1", port)
+        server = await loop.create_server(protocol, "127.0.0.1", port)
         listening.set()
         await server.serve_forever()
 
@@ -236,9 +277,7 @@ class Sink:
 
     def __enter__(self) -> Self:
         listening = _spawn.Event()
-        self._process = _spawn.Process(
-            target=_sink, args=(self.port, self._records, self._requests, listening), daemon=True
-        )
+        self._process = _spawn.Process(target=_sink, args=(self.port, self._protocol(), listening), daemon=True)
         self._process.start()
         until(listening.is_set, "the sink listens")
         return self
@@ -246,6 +285,9 @@ class Sink:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.join()
+
+    def _protocol(self) -> Callable[[], asyncio.Protocol]:
+        return functools.partial(_Sink, self._records, self._requests)
 
     @property
     def records(self) -> int:
