@@ -16,7 +16,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import machine, report
 from benchmarks.lab import memory_mib
 from benchmarks.report import Result
 
@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 PACKAGES = ("aiohttp", "msgspec", "orjson", "aiosqlite")
 
 
-def machine() -> list[str]:
+def surroundings() -> list[str]:
     model = next(
         (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
          if line.startswith("model name")), platform.machine(),
@@ -37,6 +37,7 @@ def machine() -> list[str]:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return [
         f"- Machine: {os.cpu_count()} cores of {model}, {platform.system()} {platform.release()}; load before: {load}",
+        machine.about(),
         f"- Versions: Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {versions}",
         f"- Date: {datetime.now(UTC):%Y-%m-%d}",
     ]
@@ -45,7 +46,10 @@ def machine() -> list[str]:
 def document(results: list[Result], about: list[str], command: str, seconds: float) -> str:
     goals = [goal for result in results for goal in result.goals]
     denominators = [each for result in results for each in result.denominators]
-    high = [f"{each.what}: {report.number(each.value)}, {each.like} there" for each in denominators if not each.valid]
+    high = [
+        f"{each.what}: {report.number(each.value)}, expected {report.number(each.like)}"
+        for each in denominators if not each.valid
+    ]  # fmt: skip
     lines = [
         "# Results", "",
         f"Written by `{command}` in {seconds / 60:.0f} minutes. Medians, with the lowest and highest run in brackets.",
@@ -54,7 +58,7 @@ def document(results: list[Result], about: list[str], command: str, seconds: flo
     ]  # fmt: skip
     lines += ["## Goals", "", *report.goals_table(goals)] if goals else []
     if high:
-        lines += ["**Not valid**: denominators more than 30 % above those of a like machine:", ""]
+        lines += ["**Not valid**: denominators more than 30 % above what a machine of this speed should show:", ""]
         lines += [f"- {line}" for line in high] + [""]
     return "\n".join(lines) + "\n" + "\n".join(report.markdown(result) for result in results)
 
@@ -66,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.questions) - set(QUESTIONS):
         parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(QUESTIONS)}")
-    about, begun, results = machine(), time.monotonic(), []
+    about, begun, results = surroundings(), time.monotonic(), []
     for name in arguments.questions or QUESTIONS:
         since = time.monotonic()
         result: Result = importlib.import_module(f"benchmarks.{name}").run(arguments.quick)

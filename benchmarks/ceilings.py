@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import report
+from benchmarks import machine, report
 from benchmarks.lab import Feeder, Sink, _spawn, bodies, cpu_s, free_port, scratch, until
 from benchmarks.report import Denominator, Figure, Result, Table
 
@@ -187,8 +187,15 @@ def measure(records: int = 60_000, per_request: int = 500) -> dict[str, float]:
     return found
 
 
+BOUND_BY: dict[str, machine.Work] = {
+    "receive": "network", "decode": "interpreter", "insert": "disk", "read": "disk", "post": "network",
+    "delete": "disk",
+}  # fmt: skip
+
+
 def denominator(part: str, samples: Sequence[float]) -> Denominator:
-    return Denominator(f"{part}, CPU us a record", Figure.of(samples).median, LIKE[part])
+    like = LIKE[part] * machine.slowness(BOUND_BY[part])
+    return Denominator(f"{part}, CPU us a record", Figure.of(samples).median, like)
 
 
 def ingest_us(part: dict[str, float]) -> float:

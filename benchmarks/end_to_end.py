@@ -42,7 +42,7 @@ def once(load: Sequence[bytes], records: int) -> Carried:
 
 
 def run(quick: bool) -> Result:
-    records, rounds = (60_000, 2) if quick else (210_000, 7)
+    records, rounds = (60_000, 2) if quick else (150_000, 5)
     load, parts, found = bodies(records, PER_REQUEST), [], []
     for _ in range(rounds):
         parts.append(ceilings.measure())

@@ -12,7 +12,7 @@ from benchmarks.report import Figure, Goal, Plot, Result, Table
 
 SHAPES = ((500, 8), (100, 8), (10, 16), (1, 64), (1, 16))
 """Records a request, connections."""
-RECORDS = {500: 100_000, 100: 60_000, 10: 20_000, 1: 5_000}
+RECORDS = {500: 60_000, 100: 40_000, 10: 15_000, 1: 4_000}
 
 
 def once(per_request: int, connections: int, records: int) -> tuple[float, float]:

@@ -65,7 +65,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Denominator:
-    """A ceiling that others are divided by, and what it was on a like machine: far above it, a run means nothing."""
+    """What others are divided by, and what it should be on this machine: far above that, a ratio means nothing."""
 
     what: str
     value: float

@@ -1,0 +1,95 @@
+"""How fast is this machine, beside the one the goals were set on?
+
+A denominator that is far above what it was there makes every ratio look good, so a run with one is not valid. But
+machines differ, and one that is slow at everything is slow at numerator and denominator alike. So the machine is
+weighed first, with work that has nothing to do with us: the standard library, a bare commit, a bare socket.
+"""
+
+import asyncio
+import functools
+import statistics
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from benchmarks.lab import Feeder, _spawn, bodies, cpu_s, free_port, scratch, until
+
+Work = Literal["interpreter", "disk", "network"]
+LIKE_US: Final[dict[Work, float]] = {"interpreter": 2.65 + 1.40, "disk": 83.0, "network": 27.0}
+"""CPU there: uuid4 and isoformat; a commit of one row, FULL; a request of 500 records to a bare asyncio protocol."""
+
+
+@functools.cache
+def slowness(work: Work) -> float:
+    """How many times as long this machine takes; measured once in a run."""
+    measured: dict[Work, Callable[[], float]] = {"interpreter": _interpreter, "disk": _disk, "network": _network}
+    return statistics.median(measured[work]() for _ in range(5)) / LIKE_US[work]
+
+
+def _interpreter(times: int = 20_000) -> float:
+    begun = time.process_time()
+    for _ in range(times):
+        uuid.uuid4()
+        datetime.now(UTC).isoformat()
+    return (time.process_time() - begun) / times * 1e6
+
+
+def _disk(commits: int = 300) -> float:
+    from benchmarks.ceilings import connect
+
+    with scratch() as folder:
+        conn = connect(folder / "single.db")
+        begun = time.process_time()
+        for i in range(commits):
+            conn.execute("INSERT INTO chunks VALUES (?, 1, x'00000000', ?)", (i, bytes(340)))
+        spent = time.process_time() - begun
+        conn.close()
+    return spent / commits * 1e6
+
+
+class _Discard(asyncio.Protocol):
+    """Reads a request, keeps nothing of it, answers."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport, self.missing = transport, 0
+
+    def data_received(self, data: bytes) -> None:
+        if not self.missing:
+            end = data.index(b"\r\n\r\n") + 4
+            self.missing = int(data[data.index(b"Length:") + 7 : end]) + end
+        self.missing -= len(data)
+        if not self.missing:
+            self.transport.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+
+
+def _serve(port: int, listening: Any) -> None:
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        await loop.create_server(_Discard, "127.0.0.1", port)
+        listening.set()
+        await loop.create_future()
+
+    asyncio.run(serve())
+
+
+def _network(requests: int = 400) -> float:
+    port, listening = free_port(), _spawn.Event()
+    process = _spawn.Process(target=_serve, args=(port, listening), daemon=True)
+    process.start()
+    until(listening.is_set, "the bare socket listens")
+    feeder = Feeder(f"127.0.0.1:{port}", bodies(500, 500) * requests, 16)
+    before = cpu_s(process.pid or 0)
+    feeder.run()
+    spent = cpu_s(process.pid or 0) - before
+    process.kill()
+    process.join()
+    return spent / requests * 1e6
+
+
+def about() -> str:
+    """A line for the results."""
+    weighed = ", ".join(f"{slowness(work):.2f} ({work})" for work in LIKE_US)
+    return f"- Times as slow as the machine the goals were set on: {weighed}"
