@@ -55,7 +55,7 @@ class Stamper:
         """A record that was stamped and encoded earlier, maybe in another process: its time counts as given."""
         said = msgspec.json.decode(body, type=_Stamp)
         time, salt = said.time or said.recorded_at, said.event_salt
-        return Receipt(path, body, time, salt, given=True, offset_ms=self._offset_ms)
+        return Receipt(path, body, time, salt, True, self._offset_ms)
 
     def _look_again(self) -> tuple[int, int]:
         """Wall time and offset, once the thread was not interrupted between looking at the two clocks."""
