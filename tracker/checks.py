@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Final, TypeVar
 
 from tracker import time as _time
@@ -163,9 +164,10 @@ def exact(value: Any, field: str) -> Decimal | int:
     if kind is int:
         return integer(value, field)
     if kind is str:
-        if not _DECIMAL.fullmatch(value):
+        read = _read(value)
+        if read is None:
             raise InvalidRecord(field, "must read like 12.50: digits, a point, no spaces or thousands marks", value)
-        return Decimal(value) if value[0] != "-" else _bounded(Decimal(value), field)
+        return read
     if isinstance(value, float):
         raise InvalidRecord(
             field,
@@ -176,6 +178,15 @@ def exact(value: Any, field: str) -> Decimal | int:
     if not isinstance(value, Decimal):
         raise InvalidRecord(field, f"must be a Decimal, int or str, not {kind_of(value)}", value)
     return _bounded(value, field)
+
+
+@lru_cache(4096)  # a shop has far fewer prices than sales
+def _read(text: str) -> Decimal | None:
+    """The number a text says; None when it says none as we take them."""
+    if not _DECIMAL.fullmatch(text):
+        return None
+    number = Decimal(text)
+    return number if number else number.copy_abs()  # -0 is a JSON number, but not every parser was tried with it
 
 
 def quantity(value: Any, field: str) -> Decimal | int:

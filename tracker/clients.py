@@ -88,10 +88,11 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
 
 
 def _identifier(value: Any, field: str) -> str:
-    trimmed = checks.text(value, field).strip()
+    plain = type(value) is str and value.isascii() and value.isprintable()  # most are: spare them the search
+    trimmed: str = (value if plain else checks.text(value, field)).strip()
     if not trimmed:
         raise InvalidRecord(field, "must not be empty: leave it out", value)
-    if _FORBIDDEN.search(trimmed):
+    if not plain and _FORBIDDEN.search(trimmed):
         raise InvalidRecord(
             field,
             "must not hold line breaks, U+0000, U+00AD, U+2028, U+2029, U+FE00 to U+FE0F or characters above U+FFFF",
