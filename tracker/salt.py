@@ -9,6 +9,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Final
 
 from tracker.checks import kind_of, text
@@ -17,38 +18,37 @@ from tracker.errors import InvalidRecord
 Salts = Callable[[int], str]
 """Makes the salt of a record stamped at so many milliseconds since 1970."""
 
-_PER_MS: Final = 0x1000  # the counter has 12 bits
+_HEX: Final = tuple("0123456789abcdef")
 
 
-class TimeOrdered:
-    """Salts in the form of a UUID version 7: sorted by time, each larger than the last, random at the end.
+class TimeOrdered(threading.local):
+    """Salts in the form of a UUID version 7: sorted by time, each larger than the thread's last, random at the end.
 
-    Within a millisecond a counter tells them apart; the 60 random bits behind it, drawn anew each millisecond,
-    are no other process's. A forked child must `reseed`, or it draws what its parent draws.
+    Within a millisecond a counter tells a thread's salts apart; the 60 random bits behind it, drawn anew each
+    millisecond, are no other thread's or process's. A forked child must `reseed`, or it goes on with its parent's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # once in each thread
         self.reseed()
 
     def reseed(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may track while we are in here
         self._ms = -1
         self._rest: Iterator[str] = iter(())
 
     def __call__(self, ms: int) -> str:
-        with self._lock:
-            if ms <= self._ms:  # the same millisecond, or a clock set back: count on
-                for salt in self._rest:
-                    return salt
-                ms = self._ms + 1
-            self._ms, self._rest = ms, _salts_of(ms)
-            return next(self._rest)
+        if ms <= self._ms:  # the same millisecond, or a clock set back: count on
+            for salt in self._rest:
+                return salt
+            ms = self._ms + 1
+        self._ms, self._rest = ms, _salts_of(ms)
+        return next(self._rest)
 
 
 def _salts_of(ms: int) -> Iterator[str]:
     """All salts of a millisecond, in order."""
     time, random = f"{ms:012x}", os.urandom(8).hex()
-    return map(f"{time[:8]}-{time[8:]}-7%03x-8{random[:3]}-{random[3:15]}".__mod__, range(_PER_MS))
+    head, tail = f"{time[:8]}-{time[8:]}-7", f"-8{random[:3]}-{random[3:15]}"
+    return map("".join, product((head,), _HEX, _HEX, _HEX, (tail,)))
 
 
 fresh: Final = TimeOrdered()
