@@ -116,6 +116,8 @@ def source(value: Any, field: str) -> Source:
 
 
 def whole(value: Any, field: str) -> int:
+    if type(value) is int and -(1 << 63) <= value < 1 << 63:  # most are: spare them two calls
+        return value
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidRecord(field, f"must be a whole number (int), not {kind_of(value)}", value)
     return integer(value, field)
