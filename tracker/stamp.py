@@ -72,11 +72,10 @@ class Stamper:
 def clock_header(clock: Clock, receipts: list[Receipt]) -> str:
     """How the clock stood when these records, all of one offset, were stamped."""
     given: list[range] = []
-    for at, receipt in enumerate(receipts):
-        if receipt._given:
-            if given and given[-1].stop == at:
-                given[-1] = range(given[-1].start, at + 1)
-            else:
-                given.append(range(at, at + 1))
+    for at in [at for at, receipt in enumerate(receipts) if receipt._given]:
+        if given and given[-1].stop == at:
+            given[-1] = range(given[-1].start, at + 1)
+        else:
+            given.append(range(at, at + 1))
     header = wire.ClockHeader(clock.boot_id(), receipts[0]._offset_ms, clock.boot_ms(), tuple(given))
     return header.encode()

@@ -93,7 +93,7 @@ class Http:
     def _post(self, connection: Any, path: str, body: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
         whole = False
         try:
-            if connection.sock is not None:
+            if connection.sock is not None and connection.sock.gettimeout() != timeout:
                 connection.sock.settimeout(timeout)
             connection.request("POST", self._prefix + path, body, headers)
             response = connection.getresponse()
@@ -122,7 +122,27 @@ class Http:
             os.close(copy)
 
 
-class _UnixConnection(HTTPConnection):
+class _InOnePiece(HTTPConnection):
+    """Sends head and body of a request together.
+
+    Whenever a socket is used the interpreter runs other threads, and a busy one gives it back 5 ms later.
+    """
+
+    _head: bytes | None = None
+
+    def send(self, data: Any) -> None:
+        if self._head is None:
+            self._head = data
+        else:
+            head, self._head = self._head, None
+            super().send(head + data)
+
+
+class _TlsConnection(_InOnePiece, HTTPSConnection):
+    pass
+
+
+class _UnixConnection(_InOnePiece):
     def __init__(self, path: str, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
@@ -188,7 +208,7 @@ def _connector(url: str) -> tuple[Any, str]:
         return lambda timeout: _UnixConnection(parts.path, timeout), ""
     if parts.scheme not in ("http", "https") or not host:
         raise InvalidRecord("target", "must look like http://127.0.0.1:8787 or unix:///run/tillpost.sock", url)
-    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    kind = _TlsConnection if parts.scheme == "https" else _InOnePiece
     return lambda timeout: kind(host, port, timeout=timeout), parts.path.rstrip("/")
 
 
