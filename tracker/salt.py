@@ -4,7 +4,6 @@ A salt belongs to one record for ever: never use it for another client or anothe
 (API reference, Time and eventSalt).
 """
 
-import hashlib
 import os
 import re
 import threading
@@ -64,6 +63,8 @@ def derive(*parts: str | int, prefix: str = "") -> str:
     give five salts. A `prefix` of up to 64 printable ASCII characters is kept readable in front.
     Name the kind of record among the parts: a sale and its cancellation need two salts.
     """
+    import hashlib  # OpenSSL and all: a tenth of what `import tracker` would cost
+
     if not parts:
         raise InvalidRecord("parts", "must hold at least one str or int")
     if not isinstance(prefix, str) or not re.fullmatch(r"[\x20-\x7e]{0,64}", prefix):

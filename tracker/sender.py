@@ -16,7 +16,6 @@ import time as _time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 import msgspec
@@ -416,6 +415,8 @@ def _retry_after(text: str | None) -> float | None:
         return None
     if text.strip().isdecimal():
         return float(text)
+    from email.utils import parsedate_to_datetime  # loaded with HTTP
+
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - _time.time())
     except ValueError:

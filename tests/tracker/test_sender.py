@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
 
 import pytest
 
@@ -44,6 +45,17 @@ def test_a_record_is_durable_once_the_collector_said_so(anywhere, make_tracker, 
     assert record["time"] == receipt.time
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", receipt.time)
     assert repr(receipt) == "<Receipt durable>"
+
+
+def test_a_request_leaves_in_one_piece(anywhere, make_tracker, anna, monkeypatch):
+    """Between two pieces a busy application would have the interpreter for 5 ms."""
+    pieces, send = [], HTTPConnection.send
+    monkeypatch.setattr(HTTPConnection, "send", lambda self, data: (pieces.append(data), send(self, data)))
+    tracker = make_tracker(anywhere.url)
+    for _ in range(3):
+        assert tracker.searched(anna).wait(10)
+    assert len(pieces) == len(anywhere.requests)
+    assert all(piece.startswith(b"POST /v4/events/batch") and piece.endswith(b"}]") for piece in pieces)
 
 
 def test_each_kind_goes_to_its_own_path(fake, make_tracker, anna):
