@@ -230,9 +230,12 @@ class Sender:
     # The thread's side
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="tillpost-tracker", daemon=True)
+        thread = threading.Thread(target=self._run, name="tillpost-tracker", daemon=True)
+        if self._thread is not None:  # a signal handler came in while we made ours, and tracked
+            return
+        self._thread = thread
         try:  # assigned before it starts: a signal handler that tracks meanwhile must not start another
-            self._thread.start()
+            thread.start()
         except RuntimeError as error:  # out of threads, or the interpreter is ending: the next record tries again
             self._thread = None
             self._say_once("thread", f"no thread to send from: {error}")

@@ -58,6 +58,25 @@ def test_a_request_leaves_in_one_piece(anywhere, make_tracker, anna, monkeypatch
     assert all(piece.startswith(b"POST /v4/events/batch") and piece.endswith(b"}]") for piece in pieces)
 
 
+def test_a_signal_handler_that_tracks_while_the_thread_is_made_starts_no_second_one(
+    fake, make_tracker, anna, monkeypatch
+):
+    tracker, made = make_tracker(fake.url), []
+
+    class Interrupted(threading.Thread):
+        def __init__(self, *args, name=None, **kwargs):
+            super().__init__(*args, name=name, **kwargs)
+            if name == "tillpost-tracker":
+                made.append(self)
+                if len(made) == 1:
+                    tracker.searched(anna)
+
+    monkeypatch.setattr(threading, "Thread", Interrupted)
+    tracker.searched(anna)
+    assert tracker.flush()
+    assert len([thread for thread in made if thread.ident is not None]) == 1
+
+
 def test_each_kind_goes_to_its_own_path(fake, make_tracker, anna):
     tracker = make_tracker(fake.url)
     tracker.searched(anna)
