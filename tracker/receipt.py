@@ -62,8 +62,11 @@ class Failure(msgspec.Struct, frozen=True):
 OnError = Callable[[Failure], object]
 
 
-class Receipt(msgspec.Struct, eq=False):
+class Receipt(msgspec.Struct, eq=False, gc=False):
     """A tracked record: until it is durable it has a place in memory, then one on the collector's disk."""
+
+    # Thousands may wait, and Python's garbage collector would look through them again and again. It need not: while
+    # one waits its sender holds it, and afterwards it refers to nothing that could refer to it; see `let_go`.
 
     _path: str
     _body: bytes
@@ -186,6 +189,7 @@ class Callbacks:
                 on_error(failure)
             except Exception as error:
                 self._log_once(f"on_error itself failed with {type(error).__name__}: failures are counted all the same")
+            del on_error, failure  # they would live on, with all they hold, until the next failure
 
     def _log_once(self, message: str) -> None:
         if message not in self._logged:

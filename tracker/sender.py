@@ -24,9 +24,7 @@ from tracker import process, wire
 from tracker.receipt import Failure, Receipt, callbacks
 from tracker.stamp import Stamper, clock_header
 from tracker.transport import Answer, CannotStart, Transport, TransportError
-from tracker.waiting import MAX_RECORDS, Account, Line, release
-
-Listener = Callable[[], object]
+from tracker.waiting import MAX_RECORDS, Account, Line, Listener, let_go, release
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -88,7 +86,6 @@ class Sender:
 
     def put(self, receipt: Receipt, account: Account) -> None:
         """Gives a record its place in memory, or fails it; never waits longer than `block_for`."""
-        receipt._account = account
         size = len(receipt._body)
         told: list[Listener] = []
         if self._locks_of is not threading.Lock and self._thread is None:
@@ -104,6 +101,7 @@ class Sender:
                 return
             account.waiting += 1
             account.waiting_bytes += size
+            receipt._account = account
             line = self._lines[receipt._path]
             line.waiting.append(receipt)
             if self._thread is None:
@@ -122,7 +120,7 @@ class Sender:
                     return False
                 release(oldest)
                 account.fail(oldest, "full", f"discarded for a newer record; {account.room()}", dropped=True)
-                told += oldest._listeners or ()
+                told += let_go(oldest)
                 self._settled.notify_all()
             return True
         if account.when_full == "block" and threading.current_thread() is not self._thread:
@@ -199,7 +197,7 @@ class Sender:
                     self._lines[receipt._path].waiting.remove(receipt)
                 release(receipt)
                 account.fail(receipt, "closed", message, dropped=True)
-                listeners += receipt._listeners or ()
+                listeners += let_go(receipt)
             self._settled.notify_all()
             self._work.notify_all()
         _call(listeners)
@@ -324,8 +322,7 @@ class Sender:
                 release(receipt).durable += 1
                 receipt.durable = True
                 receipt._body = b""
-                if receipt._listeners:
-                    listeners += receipt._listeners
+                listeners += let_go(receipt)
         line.in_flight = []
         line.failures = 0
         line.limit = min(line.limit * 2, MAX_RECORDS)
@@ -346,7 +343,7 @@ class Sender:
             receipt = batch[at]
             if receipt.error is None:
                 release(receipt).fail(receipt, "refused", named[at])
-                listeners += receipt._listeners or ()
+                listeners += let_go(receipt)
         if not culprits:
             line.one_by_one = len(batch)
         line.put_back()

@@ -1,12 +1,14 @@
 """Trackers against a real server over real sockets: what is durable, kept, refused, in which order."""
 
 import asyncio
+import gc
 import json
 import logging
 import random
 import re
 import threading
 import time
+import weakref
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 
@@ -75,6 +77,30 @@ def test_a_signal_handler_that_tracks_while_the_thread_is_made_starts_no_second_
     tracker.searched(anna)
     assert tracker.flush()
     assert len([thread for thread in made if thread.ident is not None]) == 1
+
+
+@pytest.mark.parametrize("script", [accepted, error_400(("[0].params", "no"))])
+def test_the_garbage_collector_need_not_look_at_receipts(fake, anna, script):
+    """They are not tracked by it, so once settled they must not hold on to what may hold them."""
+
+    class Shop:
+        def __init__(self):
+            self.tracker = Tracker(fake.url, on_error=self.failed)
+            self.receipt = self.tracker.searched(anna)
+
+        def failed(self, failure):
+            pass
+
+    fake.default = script
+    shop, gone = Shop(), threading.Event()
+    assert not gc.is_tracked(shop.receipt)
+    shop.tracker.flush()
+    assert shop.receipt.durable or shop.receipt.error
+    shop.tracker.close()
+    weakref.finalize(shop, gone.set)
+    del shop
+    gc.collect()
+    assert gone.wait(10)
 
 
 def test_each_kind_goes_to_its_own_path(fake, make_tracker, anna):
