@@ -22,11 +22,15 @@ Check = Callable[[Any, str], Any]
 _Any = TypeVar("_Any", bound=Check)
 
 
-def passes(kind: type) -> Callable[[_Any], _Any]:
-    """Marks the one type whose instances need no check, which saves most fields a call (`str`: when ASCII)."""
+def passes(kind: type, least: int = -(1 << 63)) -> Callable[[_Any], _Any]:
+    """Marks the one type whose instances need no check, which saves most fields a call.
+
+    Of `str` these are the ASCII ones, of `int` those of 64 bits that are not below `least`.
+    """
+    good = {str: "value.isascii()", int: f"{least} <= value < {1 << 63}"}.get(kind)
 
     def mark(check: _Any) -> _Any:
-        check.passes = kind  # type: ignore[attr-defined]
+        check.passes, check.good = kind, good  # type: ignore[attr-defined]
         return check
 
     return mark
@@ -115,14 +119,14 @@ def source(value: Any, field: str) -> Source:
         raise InvalidRecord(field, f"must be one of {', '.join(Source)}", value) from None
 
 
+@passes(int)
 def whole(value: Any, field: str) -> int:
-    if type(value) is int and -(1 << 63) <= value < 1 << 63:  # most are: spare them two calls
-        return value
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidRecord(field, f"must be a whole number (int), not {kind_of(value)}", value)
     return integer(value, field)
 
 
+@passes(int, least=1)
 def position(value: Any, field: str) -> int:
     if whole(value, field) < 1:
         raise InvalidRecord(field, "must be 1 or more: positions count from 1", value)
@@ -141,6 +145,7 @@ def integer(value: int, field: str) -> int:
     return value
 
 
+@passes(int)
 def number(value: Any, field: str) -> Decimal | int | float:
     """A measure: any finite number."""
     if isinstance(value, bool) or not isinstance(value, (Decimal, int, float)):
@@ -154,12 +159,14 @@ def number(value: Any, field: str) -> Decimal | int | float:
     return value
 
 
+@passes(int, least=0)
 def percent(value: Any, field: str) -> Decimal | int | float:
     if number(value, field) < 0:
         raise InvalidRecord(field, "must be 0 or more", value)
     return value  # type: ignore[no-any-return]
 
 
+@passes(int)
 def exact(value: Any, field: str) -> Decimal | int:
     """A number that must not be rounded on its way: `Decimal`, `int` or the text of one."""
     kind = type(value)
@@ -191,9 +198,8 @@ def _read(text: str) -> Decimal | None:
     return number if number else number.copy_abs()  # -0 is a JSON number, but not every parser was tried with it
 
 
+@passes(int, least=0)
 def quantity(value: Any, field: str) -> Decimal | int:
-    if type(value) is int and 0 <= value < 1 << 63:  # most are: spare them two calls
-        return value
     found = exact(value, field)
     if found < 0:
         raise InvalidRecord(field, "must be 0 or more: a return is a cancelled transaction, not a sale below 0", value)

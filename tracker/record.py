@@ -54,15 +54,13 @@ def _written_out(checks: dict[str, Check], required: frozenset[str], arguments: 
     source = ["def check(record):"]
     names: dict[str, object] = {"look_at": _look_at}
     for name, check in checks.items():
-        passes = getattr(check, "passes", None)
-        names |= {f"check_{name}": check, f"kind_{name}": passes}
-        unless = [] if name in required else ["value is not None"]
-        if passes is str:
-            unless.append("(type(value) is not str or not value.isascii())")
-        elif passes is not None:
-            unless.append(f"type(value) is not kind_{name}")
+        names |= {f"check_{name}": check, f"kind_{name}": getattr(check, "passes", None)}
+        passes = [] if name in required else ["value is None"]
+        if hasattr(check, "passes"):
+            good = getattr(check, "good", None)
+            passes.append(f"type(value) is kind_{name}" + (f" and {good}" if good else ""))
         source.append(f" value = record.{name}")
-        source.append(f" if {' and '.join(unless) or True}: look_at(record, {name!r}, value, check_{name})")
+        source.append(f" if not ({' or '.join(passes)}): look_at(record, {name!r}, value, check_{name})")
     source += ["def known(record):", " said = {}"]
     for key, name in arguments.items():
         source.append(f" if (value := record.{name}) is not None: said[{key!r}] = value")
