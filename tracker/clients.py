@@ -49,16 +49,17 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        if self.email is not None:
-            email = _identifier(self.email, "email")
-            if not _EMAIL.fullmatch(email) or "\ufeff" in email:  # whitespace to the API, not to Python
-                raise InvalidRecord("email", "must be an e-mail address, such as anna@example.com", self.email)
-            if email is not self.email:
-                force_setattr(self, "email", email)
-        if self.custom_id is not None:
-            custom_id = _identifier(self.custom_id, "custom_id")
-            if custom_id is not self.custom_id:
-                force_setattr(self, "custom_id", custom_id)
+        email, custom_id = self.email, self.custom_id
+        if email is not None:
+            trimmed = _identifier(email, "email")
+            if not _EMAIL.fullmatch(trimmed) or "\ufeff" in trimmed:  # whitespace to the API, not to Python
+                raise InvalidRecord("email", "must be an e-mail address, such as anna@example.com", email)
+            if trimmed is not email:
+                force_setattr(self, "email", trimmed)
+        if custom_id is not None:
+            trimmed = _identifier(custom_id, "custom_id")
+            if trimmed is not custom_id:
+                force_setattr(self, "custom_id", trimmed)
         if self.uuid is not None:
             given: object = self.uuid
             uuid = _identifier(str(given) if isinstance(given, UUID) else given, "uuid")
@@ -92,11 +93,12 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
 
 
 def _identifier(value: Any, field: str) -> str:
-    plain = type(value) is str and value.isascii() and value.isprintable()  # most are: spare them the search
-    trimmed: str = (value if plain else checks.text(value, field)).strip()
+    if type(value) is str and value.isascii() and value.isprintable() and (plain := value.strip()):
+        return plain  # most are: spare them the search
+    trimmed = checks.text(value, field).strip()
     if not trimmed:
         raise InvalidRecord(field, "must not be empty: leave it out", value)
-    if not plain and _FORBIDDEN.search(trimmed):
+    if _FORBIDDEN.search(trimmed):
         raise InvalidRecord(
             field,
             "must not hold line breaks, U+0000, U+00AD, U+2028, U+2029, U+FE00 to U+FE0F or characters above U+FFFF",

@@ -30,17 +30,12 @@ def json_object(value: Any, field: str) -> dict[str, object]:
 
 def _object(value: Mapping[Any, Any], field: str, depth: int) -> dict[str, object]:
     copy: dict[str, Any] = dict(value)
-    try:
-        plain = "".join(copy).isascii()
-    except TypeError:
-        plain = False
-    if not plain:
-        for key in copy:
-            _check_key(key, field)
     for key, item in copy.items():
+        if type(key) is not str or not key.isascii():
+            _check_key(key, field)
         kind = type(item)
         # Most params are one of these: spare them the call.
-        if kind is bool or kind is Money or (kind is str and item.isascii()):
+        if (kind is str and item.isascii()) or kind is bool or kind is Money:
             continue
         if kind is int and -(1 << 63) <= item < 1 << 63:
             continue

@@ -87,8 +87,8 @@ class Sender:
     def put(self, receipt: Receipt, account: Account) -> None:
         """Gives a record its place in memory, or fails it; never waits longer than `block_for`."""
         size = len(receipt._body)
-        told: list[Listener] = []
-        if self._locks_of is not threading.Lock and self._thread is None:
+        told: list[Listener] | None = None
+        if self._thread is None and self._locks_of is not threading.Lock:
             self._make_locks()  # gevent has patched since: the locks of threads do not tell greenlets apart
         with self.lock:
             account.tracked += 1
@@ -96,7 +96,7 @@ class Sender:
             if self._ended:
                 account.fail(receipt, "closed", "tracked after the process had flushed what it tracked")
                 return
-            if not account.has_room(size) and not self._make_room(account, size, told):
+            if not account.has_room(size) and not self._make_room(account, size, told := []):
                 account.fail(receipt, "full", f"refused: {account.room()}")
                 return
             account.waiting += 1
