@@ -4,6 +4,7 @@ A field without default is one the API requires; the others it knows. `params` t
 keys. The class's `type` is the path under ``/v4/events/`` and the batch's ``type``.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from typing import ClassVar, Final
 
@@ -52,9 +53,9 @@ class Event(Record, frozen=True, kw_only=True):
 
     def wire(self, time: str, salt: str) -> dict[str, object]:
         """This event in the API's words, an element of a batch."""
-        params = self.known()
+        params: Mapping[str, object] = self.known()
         if self.params is not None:
-            params |= self.params
+            params = {**params, **self.params} if params else self.params
         return {
             "type": self.type,
             "label": self.label or _label(self.type),
