@@ -236,10 +236,10 @@ class Server:
         Behind HTTP and the embedded tracker alike.
         """
         given = await self._received(path, body, headers)
-        self._answered(given[0])
+        self._tally(given[0])
         return given
 
-    def _answered(self, status: int) -> None:
+    def _tally(self, status: int) -> None:
         """Note an answer to records; of those refused the log says so, not whose they are."""
         self._on_ingest(status)
         if status >= 400 and (left_out := self._repeats.due(status)) is not None:
@@ -281,7 +281,7 @@ class Server:
                 check_type(request)
                 body = await read_body(request, self.max_body, self._body_timeout_s, room.take)
             except Refused as refused:
-                self._answered(refused.status)
+                self._tally(refused.status)
                 raise
             return await self.receive(request.path, body, request.headers)
 
@@ -311,12 +311,12 @@ class Server:
 
     async def _records_again(self, known: Known, body: bytes) -> Answer:
         if not self._tokens.admits(known.headers.get("Authorization")):
-            self._answered(401)
+            self._tally(401)
             raise _bad_credentials()
         return await self.receive(known.path, body, known.headers)
 
     def _accepted(self, asked: Asked, count: int) -> None:
-        self._answered(202)
+        self._tally(202)
         self._done(asked, _accepted(count))
 
     def _done(self, asked: Asked, answer: Answer) -> None:

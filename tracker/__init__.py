@@ -10,7 +10,7 @@ How it is laid out, in the order a record travels:
 * salt, time, stamp: a record gets its salt and time and is encoded, once
 * tracker: the facade; receipt: what it gives back
 * bound: the client of the current request; integrations: frameworks that bind it
-* waiting: what waits in memory; sender: one background thread per target; transport: how it reaches the collector
+* waiting: what waits in memory; sender: one background thread per target; transport, http: how it reaches the collector
 * process: forks and the end of the process
 * wire: what tracker and collector must agree on
 * testing: what your tests need

@@ -94,7 +94,7 @@ def _partial(expected: type[Record] | str, fields: Mapping[str, object]) -> dict
     if isinstance(action, str):
         wanted["action"] = action
     plan = plans[kind]
-    checks = {name: check for name, _, check, _ in plan.checks}
+    checks = plan.checks
     sent_as = {argument: key for key, argument in plan.arguments.items()}
     for name, value in fields.items():
         if name not in checks and not free:

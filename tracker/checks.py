@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Final, TypeVar
 
 from tracker import time as _time
@@ -21,17 +22,21 @@ Check = Callable[[Any, str], Any]
 _Any = TypeVar("_Any", bound=Check)
 
 
-def passes(kind: type) -> Callable[[_Any], _Any]:
-    """Marks the one type whose instances need no check, which saves most fields a call (`str`: when ASCII)."""
+def passes(kind: type, least: int = -(1 << 63)) -> Callable[[_Any], _Any]:
+    """Marks the one type whose instances need no check, which saves most fields a call.
+
+    Of `str` these are the ASCII ones, of `int` those of 64 bits that are not below `least`.
+    """
+    good = {str: "value.isascii()", int: f"{least} <= value < {1 << 63}"}.get(kind)
 
     def mark(check: _Any) -> _Any:
-        check.passes = kind  # type: ignore[attr-defined]
+        check.passes, check.good = kind, good  # type: ignore[attr-defined]
         return check
 
     return mark
 
 
-_ACTION: Final = re.compile(r"[a-zA-Z0-9.\-_]{1,32}", re.ASCII)
+_is_action: Final = lru_cache(1024)(re.compile(r"[a-zA-Z0-9.\-_]{1,32}", re.ASCII).fullmatch)
 _SALT: Final = re.compile(r"[\x20-\x7e]{1,128}", re.ASCII)
 _DECIMAL: Final = re.compile(r"-?\d{1,100}(\.\d{1,100})?", re.ASCII)
 _MAX_DIGITS: Final = 100  # on either side of the point: far beyond any price, and sums stay exact and small
@@ -71,7 +76,7 @@ def label(value: Any, field: str) -> str:
 
 
 def action(value: Any, field: str) -> str:
-    if not isinstance(value, str) or not _ACTION.fullmatch(value):
+    if not isinstance(value, str) or not _is_action(value):
         raise InvalidRecord(field, "must be 1 to 32 of the characters a-z A-Z 0-9 . - _", value)
     if value == "transaction.charge":
         raise InvalidRecord(
@@ -114,12 +119,14 @@ def source(value: Any, field: str) -> Source:
         raise InvalidRecord(field, f"must be one of {', '.join(Source)}", value) from None
 
 
+@passes(int)
 def whole(value: Any, field: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidRecord(field, f"must be a whole number (int), not {kind_of(value)}", value)
     return integer(value, field)
 
 
+@passes(int, least=1)
 def position(value: Any, field: str) -> int:
     if whole(value, field) < 1:
         raise InvalidRecord(field, "must be 1 or more: positions count from 1", value)
@@ -138,6 +145,7 @@ def integer(value: int, field: str) -> int:
     return value
 
 
+@passes(int)
 def number(value: Any, field: str) -> Decimal | int | float:
     """A measure: any finite number."""
     if isinstance(value, bool) or not isinstance(value, (Decimal, int, float)):
@@ -151,21 +159,24 @@ def number(value: Any, field: str) -> Decimal | int | float:
     return value
 
 
+@passes(int, least=0)
 def percent(value: Any, field: str) -> Decimal | int | float:
     if number(value, field) < 0:
         raise InvalidRecord(field, "must be 0 or more", value)
     return value  # type: ignore[no-any-return]
 
 
+@passes(int)
 def exact(value: Any, field: str) -> Decimal | int:
     """A number that must not be rounded on its way: `Decimal`, `int` or the text of one."""
     kind = type(value)
     if kind is int:
         return integer(value, field)
     if kind is str:
-        if not _DECIMAL.fullmatch(value):
+        read = _read(value)
+        if read is None:
             raise InvalidRecord(field, "must read like 12.50: digits, a point, no spaces or thousands marks", value)
-        return Decimal(value) if value[0] != "-" else _bounded(Decimal(value), field)
+        return read
     if isinstance(value, float):
         raise InvalidRecord(
             field,
@@ -178,9 +189,17 @@ def exact(value: Any, field: str) -> Decimal | int:
     return _bounded(value, field)
 
 
+@lru_cache(4096)  # a shop has far fewer prices than sales
+def _read(text: str) -> Decimal | None:
+    """The number a text says; None when it says none as we take them."""
+    if not _DECIMAL.fullmatch(text):
+        return None
+    number = Decimal(text)
+    return number if number else number.copy_abs()  # -0 is a JSON number, but not every parser was tried with it
+
+
+@passes(int, least=0)
 def quantity(value: Any, field: str) -> Decimal | int:
-    if type(value) is int and 0 <= value < 1 << 63:  # most are: spare them two calls
-        return value
     found = exact(value, field)
     if found < 0:
         raise InvalidRecord(field, "must be 0 or more: a return is a cancelled transaction, not a sale below 0", value)

@@ -16,6 +16,7 @@ Names are sent in camel case, as the API's own; ``field(name="...")`` of msgspec
 import inspect
 from collections.abc import Mapping
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, ClassVar, Final, dataclass_transform
 
 import msgspec
@@ -23,6 +24,7 @@ import msgspec
 from tracker import checks, params
 from tracker.errors import InvalidRecord
 from tracker.events import Event, under_action
+from tracker.money import Money
 from tracker.record import plans
 from tracker.time import datetime_ms, format_ms
 from tracker.transactions import Product
@@ -93,7 +95,11 @@ class CustomEvent(Event, metaclass=_Declaration, frozen=True, kw_only=True):
             raise InvalidRecord(argument, "must equal the client's email, or be left out", email)
 
     def known(self) -> dict[str, object]:
-        return {key: as_sent(value) for key, value in Event.known(self).items()}
+        said = Event.known(self)
+        for key, value in said.items():
+            if type(value) not in _AS_IT_STANDS:
+                said[key] = as_sent(value)
+        return said
 
     def wire(self, time: str, salt: str) -> dict[str, object]:
         """This event in the API's words, an element of a batch."""
@@ -102,6 +108,10 @@ class CustomEvent(Event, metaclass=_Declaration, frozen=True, kw_only=True):
 
 _TAKEN: Final = frozenset(dir(CustomEvent)) | {"extra", "metadata"}
 """Names that mean something on every event."""
+
+
+_AS_IT_STANDS: Final = frozenset({str, int, float, Decimal, bool, Money})
+"""What msgspec encodes as we promise; most params are one of these."""
 
 
 def as_sent(value: object) -> object:

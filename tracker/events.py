@@ -4,6 +4,7 @@ A field without default is one the API requires; the others it knows. `params` t
 keys. The class's `type` is the path under ``/v4/events/`` and the batch's ``type``.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from typing import ClassVar, Final
 
@@ -42,19 +43,19 @@ class Event(Record, frozen=True, kw_only=True):
     """Further keys: anything JSON can say, `Decimal`, `Money`, `UUID` and aware datetimes; no None."""
 
     def __post_init__(self) -> None:
-        Record.__post_init__(self)
-        if self.params is not None:
-            no_known_keys(self.params, "params", plans[type(self)].arguments)
-            if "email" in self.params and self.client.email not in (None, self.params["email"]):
-                raise InvalidRecord(
-                    "params.email", "must equal the client's email, or be left out", self.params["email"]
-                )
+        plan = plans[type(self)]
+        plan.check(self)
+        params = self.params
+        if params is not None:
+            no_known_keys(params, "params", plan.arguments)
+            if "email" in params and self.client.email not in (None, params["email"]):
+                raise InvalidRecord("params.email", "must equal the client's email, or be left out", params["email"])
 
     def wire(self, time: str, salt: str) -> dict[str, object]:
         """This event in the API's words, an element of a batch."""
-        params = self.known()
+        params: Mapping[str, object] = self.known()
         if self.params is not None:
-            params |= self.params
+            params = {**params, **self.params} if params else self.params
         return {
             "type": self.type,
             "label": self.label or _label(self.type),

@@ -29,19 +29,24 @@ def json_object(value: Any, field: str) -> dict[str, object]:
 
 
 def _object(value: Mapping[Any, Any], field: str, depth: int) -> dict[str, object]:
-    copy: dict[str, object] = {}
-    for key, item in value.items():
-        if not isinstance(key, str):
-            raise InvalidRecord(field, f"must have strings for keys, not {checks.kind_of(key)}", key)
-        if not key.isascii():
-            checks.text(key, f"{field} (a key)")
+    copy: dict[str, Any] = dict(value)
+    for key, item in copy.items():
+        if type(key) is not str or not key.isascii():
+            _check_key(key, field)
         kind = type(item)
         # Most params are one of these: spare them the call.
-        if kind is bool or (kind is str and item.isascii()) or (kind is int and -(1 << 63) <= item < 1 << 63):
-            copy[key] = item
-        else:
-            copy[key] = json_value(item, f"{field}.{key}", depth)
+        if (kind is str and item.isascii()) or kind is bool or kind is Money:
+            continue
+        if kind is int and -(1 << 63) <= item < 1 << 63:
+            continue
+        copy[key] = json_value(item, f"{field}.{key}", depth)
     return copy
+
+
+def _check_key(key: object, field: str) -> None:
+    if not isinstance(key, str):
+        raise InvalidRecord(field, f"must have strings for keys, not {checks.kind_of(key)}", key)
+    checks.text(key, f"{field} (a key)")
 
 
 def json_value(value: Any, field: str, depth: int = _MAX_DEPTH) -> object:

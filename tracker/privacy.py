@@ -73,8 +73,7 @@ class Redaction:
 
 def _required(event: type[events.Event]) -> set[str]:
     plan = plans[event]
-    required = {name for name, _, _, required in plan.checks if required}
-    return {key for key, argument in plan.arguments.items() if argument in required}
+    return {key for key, argument in plan.arguments.items() if argument in plan.required}
 
 
 def show(receipt: Receipt) -> None:

@@ -62,50 +62,40 @@ class Failure(msgspec.Struct, frozen=True):
 OnError = Callable[[Failure], object]
 
 
-class Receipt:
+class Receipt(msgspec.Struct, eq=False, gc=False):
     """A tracked record: until it is durable it has a place in memory, then one on the collector's disk."""
 
-    __slots__ = (
-        "_account",
-        "_body",
-        "_given",
-        "_listeners",
-        "_number",
-        "_offset_ms",
-        "_path",
-        "durable",
-        "error",
-        "salt",
-        "time",
-    )
+    # Thousands may wait, and Python's garbage collector would look through them again and again. It need not: while
+    # one waits its sender holds it, and afterwards it refers to nothing that could refer to it; see `let_go`.
 
-    durable: bool
-    """True once the record is on the collector's disk."""
-    error: Failure | None
-    """Why the record will never be durable; None while it waits."""
-    salt: str
-    """The `eventSalt` as stamped."""
+    _path: str
+    _body: bytes
     time: str
     """The time as stamped: UTC with milliseconds and ``Z``."""
-
-    def __init__(self, path: str, body: bytes, time: str, salt: str, given: bool, offset_ms: int) -> None:
-        self._path, self._body, self._given, self._offset_ms = path, body, given, offset_ms
-        self.time, self.salt = time, salt
-        self.durable, self.error = False, None
-        self._number = 0
-        self._account: Account | None = None
-        self._listeners: list[Callable[[], object]] | None = None
+    salt: str
+    """The `eventSalt` as stamped."""
+    _given: bool
+    _offset_ms: int
+    durable: bool = False
+    """True once the record is on the collector's disk."""
+    error: Failure | None = None
+    """Why the record will never be durable; None while it waits."""
+    _number: int = 0
+    _account: "Account | None" = None
+    _listeners: list[Callable[[], object]] | None = None
 
     def wait(self, timeout: float = 5.0) -> bool:
         """True as soon as the record is durable; False when it has failed, or after `timeout` seconds."""
-        if self._account is not None and not (self.durable or self.error):
-            self._account.sender.wait_until(lambda: self.durable or self.error is not None, timeout)
+        account = self._account
+        if account is not None and not (self.durable or self.error):
+            account.sender.wait_until(lambda: self.durable or self.error is not None, timeout)
         return self.durable
 
     async def durably(self, timeout: float = 5.0) -> bool:
         """`wait` for asyncio."""
-        if self._account is not None:
-            await settled(self._account.sender, [self], timeout)
+        account = self._account
+        if account is not None:
+            await settled(account.sender, [self], timeout)
         return self.durable
 
     def __repr__(self) -> str:
@@ -199,6 +189,7 @@ class Callbacks:
                 on_error(failure)
             except Exception as error:
                 self._log_once(f"on_error itself failed with {type(error).__name__}: failures are counted all the same")
+            del on_error, failure  # they would live on, with all they hold, until the next failure
 
     def _log_once(self, message: str) -> None:
         if message not in self._logged:

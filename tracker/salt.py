@@ -4,11 +4,11 @@ A salt belongs to one record for ever: never use it for another client or anothe
 (API reference, Time and eventSalt).
 """
 
-import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Final
 
 from tracker.checks import kind_of, text
@@ -17,48 +17,37 @@ from tracker.errors import InvalidRecord
 Salts = Callable[[int], str]
 """Makes the salt of a record stamped at so many milliseconds since 1970."""
 
-_POOL: Final = 256  # salts per system call
-_DIGITS: Final = 15  # 60 random bits beside the millisecond and the counter
+_HEX: Final = tuple("0123456789abcdef")
 
 
-class TimeOrdered:
-    """Salts in the form of a UUID version 7: sorted by time, each larger than the last, random at the end.
+class TimeOrdered(threading.local):
+    """Salts in the form of a UUID version 7: sorted by time, each larger than the thread's last, random at the end.
 
-    Unique across threads and processes; a forked child must `reseed`, or it draws what its parent draws.
+    Within a millisecond a counter tells a thread's salts apart; the 60 random bits behind it, drawn anew each
+    millisecond, are no other thread's or process's. A forked child must `reseed`, or it goes on with its parent's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # once in each thread
         self.reseed()
 
     def reseed(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may track while we are in here
-        self._tails: list[str] = []
-        self._ms, self._head, self._count = -1, "", 0
+        self._ms = -1
+        self._rest: Iterator[str] = iter(())
 
     def __call__(self, ms: int) -> str:
-        with self._lock:
-            if ms > self._ms:
-                self._begin(ms)
-            elif self._count == 0xFFF:  # the same millisecond, or a clock set back: count on
-                self._begin(self._ms + 1)
-            self._count += 1
-            try:
-                tail = self._tails.pop()
-            except IndexError:
-                self._tails = _tails()
-                tail = self._tails.pop()
-            return f"{self._head}{self._count:03x}{tail}"
-
-    def _begin(self, ms: int) -> None:
-        digits = f"{ms:012x}"
-        self._ms, self._head, self._count = ms, f"{digits[:8]}-{digits[8:12]}-7", 0
+        if ms <= self._ms:  # the same millisecond, or a clock set back: count on
+            for salt in self._rest:
+                return salt
+            ms = self._ms + 1
+        self._ms, self._rest = ms, _salts_of(ms)
+        return next(self._rest)
 
 
-def _tails() -> list[str]:
-    """The random ends of the next salts, with version 7's variant in front."""
-    digits = os.urandom(_POOL * _DIGITS // 2).hex()
-    drawn = (digits[at : at + _DIGITS] for at in range(0, len(digits), _DIGITS))
-    return [f"-8{random[:3]}-{random[3:]}" for random in drawn]
+def _salts_of(ms: int) -> Iterator[str]:
+    """All salts of a millisecond, in order."""
+    time, random = f"{ms:012x}", os.urandom(8).hex()
+    head, tail = f"{time[:8]}-{time[8:]}-7", f"-8{random[:3]}-{random[3:15]}"
+    return map("".join, product((head,), _HEX, _HEX, _HEX, (tail,)))
 
 
 fresh: Final = TimeOrdered()
@@ -74,6 +63,8 @@ def derive(*parts: str | int, prefix: str = "") -> str:
     give five salts. A `prefix` of up to 64 printable ASCII characters is kept readable in front.
     Name the kind of record among the parts: a sale and its cancellation need two salts.
     """
+    import hashlib  # OpenSSL and all: a tenth of what `import tracker` would cost
+
     if not parts:
         raise InvalidRecord("parts", "must hold at least one str or int")
     if not isinstance(prefix, str) or not re.fullmatch(r"[\x20-\x7e]{0,64}", prefix):

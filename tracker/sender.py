@@ -16,7 +16,6 @@ import time as _time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 import msgspec
@@ -25,9 +24,7 @@ from tracker import process, wire
 from tracker.receipt import Failure, Receipt, callbacks
 from tracker.stamp import Stamper, clock_header
 from tracker.transport import Answer, CannotStart, Transport, TransportError
-from tracker.waiting import MAX_RECORDS, Account, Line, release
-
-Listener = Callable[[], object]
+from tracker.waiting import MAX_RECORDS, Account, Line, Listener, let_go, release
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -89,10 +86,9 @@ class Sender:
 
     def put(self, receipt: Receipt, account: Account) -> None:
         """Gives a record its place in memory, or fails it; never waits longer than `block_for`."""
-        receipt._account = account
         size = len(receipt._body)
-        told: list[Listener] = []
-        if self._locks_of is not threading.Lock and self._thread is None:
+        told: list[Listener] | None = None
+        if self._thread is None and self._locks_of is not threading.Lock:
             self._make_locks()  # gevent has patched since: the locks of threads do not tell greenlets apart
         with self.lock:
             account.tracked += 1
@@ -100,11 +96,12 @@ class Sender:
             if self._ended:
                 account.fail(receipt, "closed", "tracked after the process had flushed what it tracked")
                 return
-            if not account.has_room(size) and not self._make_room(account, size, told):
+            if not account.has_room(size) and not self._make_room(account, size, told := []):
                 account.fail(receipt, "full", f"refused: {account.room()}")
                 return
             account.waiting += 1
             account.waiting_bytes += size
+            receipt._account = account
             line = self._lines[receipt._path]
             line.waiting.append(receipt)
             if self._thread is None:
@@ -123,7 +120,7 @@ class Sender:
                     return False
                 release(oldest)
                 account.fail(oldest, "full", f"discarded for a newer record; {account.room()}", dropped=True)
-                told += oldest._listeners or ()
+                told += let_go(oldest)
                 self._settled.notify_all()
             return True
         if account.when_full == "block" and threading.current_thread() is not self._thread:
@@ -200,7 +197,7 @@ class Sender:
                     self._lines[receipt._path].waiting.remove(receipt)
                 release(receipt)
                 account.fail(receipt, "closed", message, dropped=True)
-                listeners += receipt._listeners or ()
+                listeners += let_go(receipt)
             self._settled.notify_all()
             self._work.notify_all()
         _call(listeners)
@@ -231,9 +228,12 @@ class Sender:
     # The thread's side
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="tillpost-tracker", daemon=True)
+        thread = threading.Thread(target=self._run, name="tillpost-tracker", daemon=True)
+        if self._thread is not None:  # a signal handler came in while we made ours, and tracked
+            return
+        self._thread = thread
         try:  # assigned before it starts: a signal handler that tracks meanwhile must not start another
-            self._thread.start()
+            thread.start()
         except RuntimeError as error:  # out of threads, or the interpreter is ending: the next record tries again
             self._thread = None
             self._say_once("thread", f"no thread to send from: {error}")
@@ -322,8 +322,7 @@ class Sender:
                 release(receipt).durable += 1
                 receipt.durable = True
                 receipt._body = b""
-                if receipt._listeners:
-                    listeners += receipt._listeners
+                listeners += let_go(receipt)
         line.in_flight = []
         line.failures = 0
         line.limit = min(line.limit * 2, MAX_RECORDS)
@@ -344,7 +343,7 @@ class Sender:
             receipt = batch[at]
             if receipt.error is None:
                 release(receipt).fail(receipt, "refused", named[at])
-                listeners += receipt._listeners or ()
+                listeners += let_go(receipt)
         if not culprits:
             line.one_by_one = len(batch)
         line.put_back()
@@ -416,6 +415,8 @@ def _retry_after(text: str | None) -> float | None:
         return None
     if text.strip().isdecimal():
         return float(text)
+    from email.utils import parsedate_to_datetime  # loaded with HTTP
+
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - _time.time())
     except ValueError:

@@ -55,7 +55,7 @@ class Stamper:
         """A record that was stamped and encoded earlier, maybe in another process: its time counts as given."""
         said = msgspec.json.decode(body, type=_Stamp)
         time, salt = said.time or said.recorded_at, said.event_salt
-        return Receipt(path, body, time, salt, given=True, offset_ms=self._offset_ms)
+        return Receipt(path, body, time, salt, True, self._offset_ms)
 
     def _look_again(self) -> tuple[int, int]:
         """Wall time and offset, once the thread was not interrupted between looking at the two clocks."""
@@ -72,11 +72,10 @@ class Stamper:
 def clock_header(clock: Clock, receipts: list[Receipt]) -> str:
     """How the clock stood when these records, all of one offset, were stamped."""
     given: list[range] = []
-    for at, receipt in enumerate(receipts):
-        if receipt._given:
-            if given and given[-1].stop == at:
-                given[-1] = range(given[-1].start, at + 1)
-            else:
-                given.append(range(at, at + 1))
+    for at in [at for at, receipt in enumerate(receipts) if receipt._given]:
+        if given and given[-1].stop == at:
+            given[-1] = range(given[-1].start, at + 1)
+        else:
+            given.append(range(at, at + 1))
     header = wire.ClockHeader(clock.boot_id(), receipts[0]._offset_ms, clock.boot_ms(), tuple(given))
     return header.encode()

@@ -9,7 +9,6 @@ import re
 import time as _time
 import uuid
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final, Protocol
 
 _FOREIGN: Final = re.compile(
@@ -41,7 +40,8 @@ class SystemClock:
         # Without a boot id (macOS, Windows) a process is its own boot: stamps of an earlier
         # process then count as an earlier boot, which is true of what we know about them.
         try:
-            self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123  pathlib is slow to load
+                self._boot_id = file.read().strip()
         except OSError:
             self._boot_id = str(uuid.uuid4())
         self._boot_clock = getattr(_time, "CLOCK_BOOTTIME", None)

@@ -9,7 +9,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import (
@@ -472,7 +471,8 @@ def _token(given: str | None) -> str | None:
         given = os.environ.get("TILLPOST_INGEST_TOKEN")
     if given is None and path:
         try:
-            given = Path(path).read_text().strip()
+            with open(path) as file:  # noqa: PTH123  pathlib is slow to load
+                given = file.read().strip()
         except OSError as error:
             raise InvalidRecord("token", f"TILLPOST_INGEST_TOKEN_FILE cannot be read: {error.strerror}", path) from None
     if given is not None and not (isinstance(given, str) and given.isascii() and given.isprintable()):

@@ -3,6 +3,7 @@
 import random
 import time as _time
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -12,6 +13,7 @@ from tracker.stamp import MAX_BODY
 if TYPE_CHECKING:
     from tracker.sender import Sender
 
+Listener = Callable[[], object]
 WhenFull = Literal["refuse", "discard-oldest", "block"]
 
 MAX_RECORDS: Final = 1000
@@ -150,3 +152,10 @@ def release(receipt: Receipt) -> Account:
     account.waiting -= 1
     account.waiting_bytes -= len(receipt._body)
     return account
+
+
+def let_go(receipt: Receipt) -> list[Listener]:
+    """The record is durable or has failed: its receipt refers to nothing any more. Returns whom to tell."""
+    listeners = receipt._listeners or []
+    receipt._account = receipt._listeners = None
+    return listeners

@@ -1,13 +1,16 @@
 """Trackers against a real server over real sockets: what is durable, kept, refused, in which order."""
 
 import asyncio
+import gc
 import json
 import logging
 import random
 import re
 import threading
 import time
+import weakref
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
 
 import pytest
 
@@ -44,6 +47,60 @@ def test_a_record_is_durable_once_the_collector_said_so(anywhere, make_tracker, 
     assert record["time"] == receipt.time
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", receipt.time)
     assert repr(receipt) == "<Receipt durable>"
+
+
+def test_a_request_leaves_in_one_piece(anywhere, make_tracker, anna, monkeypatch):
+    """Between two pieces a busy application would have the interpreter for 5 ms."""
+    pieces, send = [], HTTPConnection.send
+    monkeypatch.setattr(HTTPConnection, "send", lambda self, data: (pieces.append(data), send(self, data)))
+    tracker = make_tracker(anywhere.url)
+    for _ in range(3):
+        assert tracker.searched(anna).wait(10)
+    assert len(pieces) == len(anywhere.requests)
+    assert all(piece.startswith(b"POST /v4/events/batch") and piece.endswith(b"}]") for piece in pieces)
+
+
+def test_a_signal_handler_that_tracks_while_the_thread_is_made_starts_no_second_one(
+    fake, make_tracker, anna, monkeypatch
+):
+    tracker, made = make_tracker(fake.url), []
+
+    class Interrupted(threading.Thread):
+        def __init__(self, *args, name=None, **kwargs):
+            super().__init__(*args, name=name, **kwargs)
+            if name == "tillpost-tracker":
+                made.append(self)
+                if len(made) == 1:
+                    tracker.searched(anna)
+
+    monkeypatch.setattr(threading, "Thread", Interrupted)
+    tracker.searched(anna)
+    assert tracker.flush()
+    assert len([thread for thread in made if thread.ident is not None]) == 1
+
+
+@pytest.mark.parametrize("script", [accepted, error_400(("[0].params", "no"))])
+def test_the_garbage_collector_need_not_look_at_receipts(fake, anna, script):
+    """They are not tracked by it, so once settled they must not hold on to what may hold them."""
+
+    class Shop:
+        def __init__(self):
+            self.tracker = Tracker(fake.url, on_error=self.failed)
+            self.receipt = self.tracker.searched(anna)
+
+        def failed(self, failure):
+            pass
+
+    fake.default = script
+    shop, gone = Shop(), threading.Event()
+    assert not gc.is_tracked(shop.receipt)
+    shop.tracker.flush()
+    assert shop.receipt.durable or shop.receipt.error
+    shop.tracker.close()
+    weakref.finalize(shop, gone.set)
+    del shop
+    gc.collect()
+    assert gone.wait(10)
 
 
 def test_each_kind_goes_to_its_own_path(fake, make_tracker, anna):
