@@ -136,15 +136,15 @@ def assemble(
                         break
                     if verdict is not None:
                         done.fates.append((Batch.of(lane, (piece,)), verdict))
-                        max_aside -= len(piece.bytes)
+                        max_aside -= piece.size
                         if max_aside <= 0:
                             full = True
                             break
                         continue
                 fitting = _fit(piece, limits.max_records - count, limits.max_bytes - size - (1 if spans else 0))
                 if fitting:
-                    taken = Span(chunk, piece.start, piece.start + fitting)
-                    size += len(taken.bytes) + (1 if spans else 0)
+                    taken = piece if fitting == len(piece) else Span(chunk, piece.start, piece.start + fitting)
+                    size += taken.size + (1 if spans else 0)
                     count += fitting
                     if spans and spans[-1].chunk is chunk and spans[-1].stop == taken.start:
                         spans[-1] = Span(chunk, spans[-1].start, taken.stop)

@@ -57,6 +57,8 @@ FAILURE_WINDOW_MS: Final = 60_000
 SALVAGE_FIRST_S: Final = 5.0
 """How long a start waits for what is salvaged from a damaged file; what takes longer goes on in the background."""
 SALVAGE_RETRY_S: Final = 5.0
+SPANS_SLOW: Final = 64
+"""Spans to settle that take a millisecond."""
 LIGHT: Final = 32 * 1024
 """Bytes of pages that an ordinary unit changes, such as a settle that deletes."""
 
@@ -72,6 +74,8 @@ class _Op:
     future: "asyncio.Future[Any]"
     result: Any = None
     error: BaseException | None = None
+    slow: bool = False
+    """It takes milliseconds, and what else is queued need not wait for it."""
 
     def resolve(self) -> None:
         if self.error is not None:
@@ -126,6 +130,8 @@ class Buffer:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _closing: bool = False
+    _was_slow: bool = False
+    """Whether the last transaction was that of a slow unit."""
     _in_hand: dict[Lane, Batch] = field(default_factory=dict)
     _parked: Parked = field(default_factory=Parked)
     _dead_salts: set[int] = field(default_factory=set)
@@ -353,7 +359,7 @@ class Buffer:
             room = (self.sizes.usable - work.used_bytes()) // 4
             return take(work, lane, limits, gate, self._parked, boot_ms, min(most, room))
 
-        found = await self.run(unit, weight=3 * most)
+        found = cast("Batch | Wait | None", await self._do(_Unit(_future(), body=unit, weight=3 * most, slow=True)))
         self._in_hand.pop(lane, None)
         if isinstance(found, Batch):
             self._in_hand[lane] = found
@@ -366,7 +372,8 @@ class Buffer:
         """
         for some in _in_steps(fates, self.sizes.max_step):
             weight = sum(3 * len(part.body) for part, fate in some if _is_heavy(part, fate))
-            await self._do(_Unit(_future(), body=partial(Work.settle, fates=some), weight=LIGHT + weight))
+            slow = sum(len(part.spans) for part, _ in some) > SPANS_SLOW
+            await self._do(_Unit(_future(), body=partial(Work.settle, fates=some), weight=LIGHT + weight, slow=slow))
 
     def release(self, batch: Batch) -> None:
         """Nobody works on this batch any more; what of it has no fate stays pending."""
@@ -491,16 +498,30 @@ class Buffer:
                 return
 
     def _next_group(self) -> list[_Unit | _Append]:
-        """What goes into one transaction: everything queued, within what the WAL's cap can take."""
+        """What goes into one transaction: everything queued, within what the WAL's cap can take.
+
+        But a slow unit goes alone, and in turns with what else is queued: nobody's record waits for the takes of
+        all lanes.
+        """
+        self._was_slow = not self._was_slow and any(op.slow for op in self._queue)
+        if all(op.slow for op in self._queue) or self._was_slow:
+            op = next(op for op in self._queue if op.slow)
+            self._queue.remove(op)
+            return [op]
         group: list[_Unit | _Append] = []
+        slow: list[_Unit | _Append] = []
         room = self.sizes.max_body
         while self._queue:
             op = self._queue[0]
             size = op.bytes if isinstance(op, _Append) else op.weight
+            if op.slow:
+                slow.append(self._queue.popleft())
+                continue
             if group and size > room:
                 break
             room -= size
             group.append(self._queue.popleft())
+        self._queue.extendleft(reversed(slow))
         return group
 
     async def _commit(self, group: list[_Unit | _Append], *, last_try: bool = False) -> None:

@@ -8,11 +8,11 @@ import re
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, count
 from operator import add
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -68,9 +68,12 @@ def crc_of(runs: bytes, ends: bytes, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(ends, zlib.crc32(runs)))
 
 
-def is_sound(crc: int, *stored: bytes) -> bool:
+def is_sound(crc: int, *stored: Any) -> bool:
     """Whether runs, ends and body are what was once stored: damage may also leave no bytes at all in a column."""
-    return all(isinstance(part, bytes) for part in stored) and crc_of(*stored) == crc
+    for part in stored:
+        if not isinstance(part, bytes):
+            return False
+    return crc_of(*stored) == crc
 
 
 def encode_runs(runs: Sequence[Run]) -> bytes:
@@ -82,13 +85,12 @@ def ends_of(records: Sequence[bytes]) -> "array[int]":
     return array("I", map(add, accumulate(map(len, records)), count()))
 
 
-@dataclass(frozen=True, eq=False)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, eq=False):
     """Records of one row, as stored: of the table ``chunks``, or a single one of ``aside``."""
 
     id: int
     lane: Lane
-    body: bytes = field(repr=False)
+    body: bytes
     ends: "array[int]"
     runs: tuple[Run, ...]
     accepted_ms: int
@@ -113,6 +115,9 @@ class Chunk:
             return None
         ends = array("I", [len(body)])
         return cls(row_id, lane, body, ends, _RUNS_DECODER.decode(runs), accepted_ms, b"", True, reason)
+
+    def __repr__(self) -> str:
+        return f"<Chunk {self.id} of {len(self)} for {self.lane}>"  # what is in it is nobody's business
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -148,16 +153,17 @@ class Chunk:
     @property
     def latest_ms(self) -> int:
         """The greatest time of any of its records, as it stands in the bytes."""
-        return max(run.latest_ms for run in self.runs)
+        return self.runs[0].latest_ms if len(self.runs) == 1 else max(run.latest_ms for run in self.runs)
 
     def retimed(self, corrections: Corrections) -> "Chunk":
         """This chunk with the times *we* stamped put right; itself where there is nothing to repair.
 
         A pure function of what is on disk, so a resend after a crash is byte-identical.
         """
-        if not any(
-            run.boot is not None and corrections.concerns(run.boot, run.offset_ms, run.latest_ms) for run in self.runs
-        ):
+        for run in self.runs:
+            if run.boot is not None and corrections.concerns(run.boot, run.offset_ms, run.latest_ms):
+                break
+        else:
             return self
         kind = KINDS[self.lane.kind]
         records: list[bytes] = []
@@ -186,8 +192,7 @@ class Chunk:
         return self
 
 
-@dataclass(frozen=True, eq=False)
-class _Retimed(Chunk):
+class _Retimed(Chunk, frozen=True, eq=False):
     stored: Chunk | None = None
 
     @property
@@ -201,8 +206,7 @@ def _array(ends: bytes) -> "array[int]":
     return values
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(msgspec.Struct, frozen=True):
     """Records `start` to `stop` of one chunk, none of them gone."""
 
     chunk: Chunk
@@ -211,6 +215,11 @@ class Span:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def size(self) -> int:
+        """Bytes of its records, with the commas between them."""
+        return self.chunk.ends[self.stop - 1] - self.chunk.start(self.start)
 
     @property
     def bytes(self) -> memoryview:

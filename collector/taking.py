@@ -101,16 +101,17 @@ def _chunks(work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk
     )
     last, end, seen = (state.id << SEQ_BITS) - 1, (state.id + 1) << SEQ_BITS, 0
     with closing(rows):
-        for *row, n in rows:
-            if not last < row[0] < end:  # SQLite trusts the order of its pages: another lane's would come along
+        for row in rows:
+            chunk_id, *_, bits, n = row
+            if not last < chunk_id < end:  # SQLite trusts the order of its pages: another lane's would come along
                 raise Damaged("its rows are out of order")
-            if not (isinstance(n, int) and isinstance(row[6] or b"", bytes)):
+            if not (isinstance(n, int) and isinstance(bits or b"", bytes)):
                 raise Damaged("a row holds what it never held")
-            last = row[0]
-            seen += n - int.from_bytes(row[6] or b"", "little").bit_count()
-            chunk = Chunk.load(tuple(row), state.lane)
+            last = chunk_id
+            seen += n - int.from_bytes(bits, "little").bit_count() if bits else n
+            chunk = Chunk.load(row[:-1], state.lane)
             if chunk is None:
-                damaged.append(tuple(row))
+                damaged.append(row[:-1])
             elif len(chunk) != n:
                 raise Damaged("a chunk holds another number of records than it says")
             else:
@@ -175,10 +176,10 @@ def _take_aside(
             span = Span(chunk, 0, 1)
             # a parked record goes alone: it is suspected of spoiling its batch; denied ones go with their like
             alone = reason == "parked" or (bool(spans) and (reason == "denied") != (spans[0].chunk.reason == "denied"))
-            if spans and (size + 1 + len(span.bytes) > limits.max_bytes or alone):
+            if spans and (size + 1 + span.size > limits.max_bytes or alone):
                 break
             spans.append(span)
-            size += len(span.bytes) + 1
+            size += span.size + 1
             if len(spans) >= limits.max_records or alone:
                 break
     if damaged:

@@ -1,8 +1,9 @@
 """Small requests that come at the same moment are read and stored as one.
 
-What a request of one record costs is hardly ever its record: looking at columns, entering the queue, a task. Requests
-that one turn of the loop brings share all of that. Where anything about any of them is unusual, or there is no room
-for all, each is taken by itself: the answers are the same as if they had come alone.
+What a request of one record costs is hardly ever its record: looking at columns, entering the queue, a task. So those
+that come in one turn of the loop, or while earlier ones are being stored, share all of that. Where anything about any
+of them is unusual, or there is no room for all, each is taken by itself: the answers are the same as if they had come
+alone.
 """
 
 import asyncio
@@ -19,6 +20,9 @@ BODY_MAX: Final = 16 * 1024
 """Bytes of a body worth sharing; larger ones are read as fast by themselves."""
 TURN_MAX: Final = 128
 """Requests read as one: what the loop does at a stretch stays under some milliseconds."""
+GATHER_S: Final = 0.002
+"""When requests came while others were being stored, more are on their way: so long they are waited for. Whoever waits
+for an answer before asking again never meets this."""
 
 
 class Asked(NamedTuple):
@@ -30,7 +34,7 @@ class Asked(NamedTuple):
 
 
 class Together:
-    """Collects the requests of one turn.
+    """Collects requests until the ones before are stored.
 
     Args:
         store: keeps parcels; returns when they are durable, or raises.
@@ -53,6 +57,7 @@ class Together:
         self._alone = alone
         self._failed = failed
         self._waiting: dict[tuple[str, str | None], list[Asked]] = {}
+        self._storing = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def takes(self, asked: Asked) -> bool:
@@ -60,7 +65,7 @@ class Together:
         path, headers, length = asked.known
         if length > BODY_MAX or CLOCK_HEADER in headers or not self._ingest.is_batch(path):
             return False
-        if not self._waiting:
+        if not self._waiting and not self._storing:
             asyncio.get_running_loop().call_soon(self._turn)
         self._waiting.setdefault((path, headers.get(PRIORITY_HEADER)), []).append(asked)
         return True
@@ -75,6 +80,7 @@ class Together:
                     for asked in some:
                         self._alone(asked)
                 else:
+                    self._storing += 1
                     task = asyncio.create_task(self._keep(some, *read))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
@@ -92,3 +98,7 @@ class Together:
         else:
             for asked, count in zip(some, counts, strict=True):
                 self._accepted(asked, count)
+        finally:
+            self._storing -= 1
+            if self._waiting and not self._storing:
+                asyncio.get_running_loop().call_later(GATHER_S, self._turn)

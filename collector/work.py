@@ -160,7 +160,7 @@ class Work:
         """The lane's numbers, not to be changed; None for a lane never used."""
         return self.lanes.get(lane) or self._committed.get(lane)
 
-    def remove(self, part: Batch) -> list[tuple[Chunk, list[int]]]:
+    def remove(self, part: Batch) -> list[tuple[Chunk, Sequence[int]]]:
         """Take records out of their chunks: those that were still there, which is what the ledger may count."""
         self.only_adds = False
         chunk_ids = [span.chunk.id for span in part.spans if not span.chunk.from_aside]
@@ -172,15 +172,15 @@ class Work:
             )
             rows = {chunk_id: (n, bits) for chunk_id, n, bits in found}
         gone: dict[int, int] = {}
-        removed: list[tuple[Chunk, list[int]]] = []
+        removed: list[tuple[Chunk, Sequence[int]]] = []
         state = self.lane(part.lane)
         for span in part.spans:
             chunk = span.chunk
-            left: list[int] = []
+            left: Sequence[int] = ()
             if chunk.from_aside:
                 if self.conn.execute("DELETE FROM aside WHERE id = ?", (chunk.id,)).rowcount:
                     state.aside -= 1
-                    left = [0]
+                    left = (0,)
             elif chunk.id in rows:
                 already = gone.get(chunk.id)
                 if already is None:
@@ -188,7 +188,7 @@ class Work:
                 left = (
                     [i for i in range(span.start, span.stop) if not already >> i & 1]
                     if already
-                    else [*range(span.start, span.stop)]
+                    else range(span.start, span.stop)
                 )
                 gone[chunk.id] = already | ((1 << len(span)) - 1) << span.start
             removed.append((chunk, left))
