@@ -13,6 +13,7 @@ import platform
 import sqlite3
 import sys
 import time
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def document(results: list[Result], about: list[str], command: str, seconds: flo
     return "\n".join(lines) + "\n" + "\n".join(report.markdown(result) for result in results)
 
 
+def answer(name: str, quick: bool) -> Result:
+    """One question's answer; one that cannot be had spoils no other."""
+    try:
+        result: Result = importlib.import_module(f"benchmarks.{name}").run(quick)
+        return result
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        return Result(f"{name}: no answer", notes=[f"{type(error).__name__}: {error}"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", metavar="question", help="one of " + ", ".join(QUESTIONS))
@@ -73,7 +84,7 @@ def main() -> None:
     about, begun, results = surroundings(), time.monotonic(), []
     for name in arguments.questions or QUESTIONS:
         since = time.monotonic()
-        result: Result = importlib.import_module(f"benchmarks.{name}").run(arguments.quick)
+        result = answer(name, arguments.quick)
         result.seconds = time.monotonic() - since
         results.append(result)
         print(f"{name}: {result.seconds:.0f} s, {memory_mib(os.getpid()):.0f} MiB", file=sys.stderr)
