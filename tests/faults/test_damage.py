@@ -107,6 +107,24 @@ async def test_a_log_that_is_gone_is_told_record_by_record(path: Path, tmp_path:
         await buffer.close()
 
 
+async def test_a_schema_that_lost_a_letter_is_damage_also_where_only_a_take_meets_it(path: Path) -> None:
+    records = [record(f"s{i}") for i in range(20)]
+    buffer = await Buffer.open(path)
+    await buffer.append([parcel(records)])
+    await buffer.close()
+    content = path.read_bytes()
+    assert b"\n    runs " in content
+    path.write_bytes(content.replace(b"\n    runs ", b"\n    rujs "))
+    buffer = await Buffer.open(path)
+    try:
+        assert await held_in_the_end(buffer) == set(records)
+        assert buffer.damage is not None
+        assert buffer.failed is None
+        assert (buffer.ledger()["pending"], buffer.ledger()["lost_at_most"]) == (0, 0)
+    finally:
+        await buffer.close()
+
+
 async def test_one_damaged_frame_costs_none_of_the_frames_behind_it(path: Path, tmp_path: Path) -> None:
     """SQLite ignores everything behind it, and calls the rest sound."""
     buffer = await Buffer.open(path)
