@@ -100,7 +100,7 @@ def damage_in(error: BaseException, path: Path, *, opening: bool) -> str | None:
     damage: set[int | None] = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
     if opening:  # a table that is missing, a text that is none
         damage |= {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH, None}
-    elif str(error).startswith("no such "):  # our statements do not change: the schema did
+    elif str(error).startswith(("no such column", "no such table")):  # our statements do not change: the schema did
         damage.add(sqlite3.SQLITE_ERROR)
     if (code if code is None else code & 0xFF) in damage and is_ours(path):
         return str(error)

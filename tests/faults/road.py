@@ -88,6 +88,10 @@ class Road:
         self._holes.clear()
         self._do(self._cut())
 
+    def hang_up(self) -> None:
+        """Every connection is cut: what comes next comes over a new one."""
+        self._do(self._cut())
+
     def refuse(self) -> None:
         """Nobody listens from now on, and every connection is reset."""
         self._do(self._closed())

@@ -35,6 +35,7 @@ def test_a_connection_that_ends_anywhere_costs_nothing_but_time(tmp_path: Path, 
     by_time = end == "hang"
     with scene(tmp_path, upstream={"timeout": "400ms" if by_time else "10s"}) as now:
         hole = now.road.hole(at, end, keep=keep, times=3)
+        now.road.hang_up()  # a connection that was kept would never meet one at "connect"
         now.accept()
         now.arrived()
         assert hole.hits >= 1
