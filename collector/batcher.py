@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from collector.chunks import Batch, Chunk, Corrections, NoCorrections, Span, are_distinct, salts_in
+from collector.chunks import Batch, Chunk, Corrections, NoCorrections, Span, are_distinct
 from collector.kinds import KINDS, Lane
 
 __all__ = ["Aside", "Assembly", "Batch", "Dead", "Delivered", "Fate", "Gate", "Limits", "Wait", "assemble"]
@@ -212,9 +212,6 @@ def _until_repeated_key(batch: Batch) -> Batch:
     """The batch, ended before the first record whose order key is already in it."""
     # equal keys need equal salts: with as many distinct salts as records there is nothing to look for
     if are_distinct(batch.body, batch.count):
-        return batch
-    salts = salts_in(batch.body)
-    if len(salts) == batch.count and len(set(salts)) == batch.count and b"\\" not in b"".join(salts):
         return batch
     order_key = KINDS[batch.lane.kind].order_key
     seen: set[bytes] = set()

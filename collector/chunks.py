@@ -52,15 +52,17 @@ def salts_in(body: bytes | memoryview) -> list[bytes]:
 
 def are_distinct(body: bytes, count: int) -> bool:
     """Whether a body surely has so many salts, no two alike and none inside another value; False: perhaps not."""
-    rests = body.split(b'"eventSalt":"')[1:]
-    if not len(rests) == count > 0:
-        return False
-    length = rests[0].find(b'"') + 1
+    rests = body.split(b'"eventSalt"')[1:]
+    length = rests[0].find(b'"', 2) + 1 if rests else 0
     salts = [rest[:length] for rest in rests]
-    ends = b"".join(salts)[length - 1 :: length]
-    if ends != b'"' * count or b"".join(salts).count(b'"') != count:  # they are not all of one length
-        salts = [rest[: rest.find(b'"')] for rest in rests]
-    return len(set(salts)) == count and b"\\" not in b"".join(salts)
+    joined, quotes = b"".join(salts), b'"' * len(salts)
+    # all written alike, which our own are: a colon, and as many characters between quotes
+    alike = length > 2 and (joined[::length], joined[1::length], joined[length - 1 :: length], joined.count(b'"')) == (
+        b":" * len(salts), quotes, quotes, 2 * len(salts))  # fmt: skip
+    if not alike:
+        salts = salts_in(body)
+        joined = b"".join(salts)
+    return len(salts) == count == len(set(salts)) > 0 and b"\\" not in joined
 
 
 def crc_of(runs: bytes, ends: bytes, body: bytes) -> int:

@@ -143,6 +143,11 @@ def test_the_spans_of_a_chunk_are_what_is_left_of_it(count: int, gone: int, shor
     assert all(one.stop < other.start for one, other in pairwise(spans)), "neighbours are one span"
 
 
+def test_a_nested_salt_does_not_stand_in_for_one_that_is_written_otherwise() -> None:
+    body = b'[{"eventSalt" : "b"},{"eventSalt":"b","params":{"eventSalt":"a"}}]'
+    assert not are_distinct(body, 2)
+
+
 @given(
     salts=st.lists(st.text('abc"\\\u017c,', min_size=1, max_size=4), max_size=6),
     nested=st.booleans(),
