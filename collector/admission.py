@@ -77,10 +77,12 @@ class Admission:
     sizes: Sizes
     when_full: Policy
 
-    def admit(self, work: Work, appends: Sequence[Request], dead_salts: set[int], in_hand: set[int], used: int) -> None:
+    def admit(
+        self, work: Work, appends: Sequence[Request], dead_salts: set[int], in_hand: Sequence[Batch], used: int
+    ) -> None:
         """Merge the parcels of all requests into as few chunks as possible, lane by lane.
 
-        A request there is no room for gets its error; `in_hand` are chunks that must not be
+        A request there is no room for gets its error; `in_hand` is what must not be
         discarded, `dead_salts` the hashes of the dead letters' salts, `used` the bytes of pages in use.
         """
         usable = self.sizes.usable
@@ -106,17 +108,18 @@ class Admission:
             for some, theirs, ends in _cut(records, runs, self.sizes.max_chunk):
                 work.insert_chunk(lane, some, theirs, work.now_ms, ends)
 
-    def _discard(self, work: Work, would_use: int, lanes: set[Lane], size: int, in_hand: set[int]) -> int:
+    def _discard(self, work: Work, would_use: int, lanes: set[Lane], size: int, in_hand: Sequence[Batch]) -> int:
         """Drop whole chunks, the oldest first, bulk before live; never what is in hand. Freed bytes."""
         bulk_only = any(lane.priority == "bulk" for lane in lanes)
         above = would_use - int((BULK if bulk_only else EVERYTHING) * self.sizes.usable)
+        kept = {span.chunk.id for batch in in_hand for span in batch.spans}
         freed = 0
         for priority in ("bulk",) if bulk_only else ("bulk", "live"):
             states = [state for state in work.all_lanes() if state.lane.priority == priority]
-            freed += _drop(work, states, above - freed, in_hand)
+            freed += _drop(work, states, above - freed, kept)
         for lane in lanes:
             if (state := work.peek(lane)) is not None:
-                freed += _drop(work, [state], _above_share(work, self.sizes.usable, lane, size), in_hand)
+                freed += _drop(work, [state], _above_share(work, self.sizes.usable, lane, size), kept)
         return freed
 
 
@@ -140,13 +143,13 @@ def _above_share(work: Work, usable: int, lane: Lane, size: int) -> int:
     return above if any(other.pending for other in work.all_lanes() if other.lane != lane) else 0
 
 
-def _drop(work: Work, states: Sequence[LaneState], wanted: int, in_hand: set[int]) -> int:
-    """Discard chunks of these lanes until so many bytes are freed; how many were."""
+def _drop(work: Work, states: Sequence[LaneState], wanted: int, kept: set[int]) -> int:
+    """Discard chunks of these lanes, but those that are `kept`, until so many bytes are freed; how many were."""
     freed = 0
     if wanted > 0:
         # which lane holds the oldest is told by clocks that may have been set; within a lane its order is
         for chunk in heapq.merge(*(_from_head(work, state) for state in states), key=lambda chunk: chunk.accepted_ms):
-            if chunk.id not in in_hand:
+            if chunk.id not in kept:
                 removed = work.remove(Batch.of(chunk.lane, chunk.spans()))
                 work.ledger["discarded"] += sum(len(left) for _, left in removed)
                 freed += len(chunk.body)

@@ -121,8 +121,17 @@ def assemble(
         if horizon < latest <= gate.now_ms + NEAR_MS:
             done.wait_until_ms = latest + gate.margin_ms
             break
+        singly = latest > horizon or is_busy is not None
+        records, more = len(chunk.ends), len(chunk.body) + (1 if spans else 0)
+        fits = 0 < records <= limits.max_records - count and more <= limits.max_bytes - size
+        if fits and not (singly or chunk.gone):  # all of it, as nearly always
+            spans.append(Span(chunk, 0, records))
+            count += records
+            size += more
+            if count == limits.max_records:
+                break
+            continue
         for span in chunk.spans():
-            singly = latest > horizon or is_busy is not None
             for piece in (Span(chunk, i, i + 1) for i in range(span.start, span.stop)) if singly else (span,):
                 if singly:
                     verdict = _single(kind.time_ms, kind.order_key, piece, latest, gate, is_busy)

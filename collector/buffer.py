@@ -42,7 +42,7 @@ from collector.parked import Parked
 from collector.quarantine import Quarantine, damage_in, lacks_log, look
 from collector.reserve import Reserve
 from collector.salvage import Damage, Salvage, read_damage
-from collector.taking import take
+from collector.taking import Ahead, take
 from collector.watermark import Watermark
 from collector.work import Damaged, DeadLettersFull, LaneState, Work
 from tracker.time import Clock, SystemClock
@@ -57,8 +57,6 @@ FAILURE_WINDOW_MS: Final = 60_000
 SALVAGE_FIRST_S: Final = 5.0
 """How long a start waits for what is salvaged from a damaged file; what takes longer goes on in the background."""
 SALVAGE_RETRY_S: Final = 5.0
-SPANS_SLOW: Final = 64
-"""Spans to settle that take a millisecond."""
 LIGHT: Final = 32 * 1024
 """Bytes of pages that an ordinary unit changes, such as a settle that deletes."""
 
@@ -354,15 +352,20 @@ class Buffer:
         boot_ms = self.clock.boot_ms()
         most = self.sizes.max_step // 2
 
-        def unit(work: Work) -> Batch | Wait | None:
+        def unit(work: Work) -> Batch | Wait | Ahead | None:
+            if ahead.step(work, limits):
+                return ahead
             # what goes aside takes room of its own until the rest of its chunk has left
             room = (self.sizes.usable - work.used_bytes()) // 4
-            return take(work, lane, limits, gate, self._parked, boot_ms, min(most, room))
+            self._in_hand.pop(lane, None)
+            found = take(work, lane, limits, gate, self._parked, boot_ms, min(most, room), ahead)
+            if isinstance(found, Batch):
+                self._in_hand[lane] = found  # before anything else can be asked of the file
+            return found
 
-        found = cast("Batch | Wait | None", await self._do(_Unit(_future(), body=unit, weight=3 * most, slow=True)))
-        self._in_hand.pop(lane, None)
-        if isinstance(found, Batch):
-            self._in_hand[lane] = found
+        ahead = Ahead(lane)
+        while isinstance(found := await self.run(unit, weight=3 * most, slow=True), Ahead):
+            pass
         return found
 
     async def settle(self, fates: Sequence[tuple[Batch, Fate]]) -> None:
@@ -372,21 +375,21 @@ class Buffer:
         """
         for some in _in_steps(fates, self.sizes.max_step):
             weight = sum(3 * len(part.body) for part, fate in some if _is_heavy(part, fate))
-            slow = sum(len(part.spans) for part, _ in some) > SPANS_SLOW
-            await self._do(_Unit(_future(), body=partial(Work.settle, fates=some), weight=LIGHT + weight, slow=slow))
+            await self.run(partial(Work.settle, fates=some), weight=LIGHT + weight)
 
     def release(self, batch: Batch) -> None:
         """Nobody works on this batch any more; what of it has no fate stays pending."""
         if self._in_hand.get(batch.lane) is batch:
             del self._in_hand[batch.lane]
 
-    async def run(self, unit: Callable[[Work], T], *, weight: int = LIGHT) -> T:
+    async def run(self, unit: Callable[[Work], T], *, weight: int = LIGHT, slow: bool = False) -> T:
         """Any other work, inside the next group commit; durable when it returns.
 
         An exception of the unit undoes that unit alone and is raised here. `weight`: bytes it may write, about;
-        what goes into one commit weighs no more than `Sizes.max_body`.
+        what goes into one commit weighs no more than `Sizes.max_body`. `slow`: it takes about a millisecond or
+        more, and what else is queued need not wait for it.
         """
-        return cast(T, await self._do(_Unit(_future(), body=unit, weight=weight)))
+        return cast(T, await self._do(_Unit(_future(), body=unit, weight=weight, slow=slow)))
 
     async def erase(self, unit: Callable[[Work], T]) -> T:
         """Like `run`, but what the unit deletes is overwritten in the file; `scrub` does the rest."""
@@ -549,7 +552,7 @@ class Buffer:
                     for append in appends:
                         append.error = Full("the disk is full")
                 elif appends:
-                    in_hand = {span.chunk.id for batch in self._in_hand.values() for span in batch.spans}
+                    in_hand = list(self._in_hand.values())
                     self._door.admit(work, appends, self._dead_salts, in_hand, work.used_bytes() if units else used)
                     reach("inserted")
                 if conn.total_changes == changes and not touch:

@@ -70,12 +70,12 @@ def crc_of(runs: bytes, ends: bytes, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(ends, zlib.crc32(runs)))
 
 
-def is_sound(crc: int, *stored: Any) -> bool:
-    """Whether runs, ends and body are what was once stored: damage may also leave no bytes at all in a column."""
-    for part in stored:
-        if not isinstance(part, bytes):
-            return False
-    return crc_of(*stored) == crc
+def is_sound(crc: int, runs: Any, ends: Any, body: Any) -> bool:
+    """Whether runs, ends and body are what was once stored."""
+    try:
+        return crc_of(runs, ends, body) == crc
+    except TypeError:  # damage may also leave a text, a number or nothing at all in a column
+        return False
 
 
 def encode_runs(runs: Sequence[Run]) -> bytes:
@@ -85,6 +85,11 @@ def encode_runs(runs: Sequence[Run]) -> bytes:
 def ends_of(records: Sequence[bytes]) -> "array[int]":
     """Where each record ends once they are joined by commas."""
     return array("I", map(add, accumulate(map(len, records)), count()))
+
+
+def count_gone(bits: bytes) -> int:
+    """How many records a row of ``gone`` names."""
+    return int.from_bytes(bits, "little").bit_count()
 
 
 class Chunk(msgspec.Struct, frozen=True, eq=False):
@@ -105,9 +110,9 @@ class Chunk(msgspec.Struct, frozen=True, eq=False):
     def load(cls, row: tuple[int, int, int, bytes, bytes, bytes, bytes | None], lane: Lane) -> "Chunk | None":
         """A row (id, accepted_ms, crc, runs, ends, body, gone) of ``chunks``; None where the checksum fails."""
         chunk_id, accepted_ms, crc, runs, ends, body, gone = row
-        if not is_sound(crc, runs, ends, body):
-            return None
-        return cls(chunk_id, lane, body, _array(ends), _RUNS_DECODER.decode(runs), accepted_ms, gone or b"")
+        if is_sound(crc, runs, ends, body):
+            return cls(chunk_id, lane, body, array("I", ends), _RUNS_DECODER.decode(runs), accepted_ms, gone or b"")
+        return None
 
     @classmethod
     def load_aside(cls, row: tuple[int, int, int, bytes, bytes, str], lane: Lane) -> "Chunk | None":
@@ -137,6 +142,11 @@ class Chunk(msgspec.Struct, frozen=True, eq=False):
                 return Run(1, run.latest_ms, run.boot, run.offset_ms)
             i -= run.count
         raise IndexError(i)
+
+    @property
+    def left(self) -> int:
+        """How many of its records are still here."""
+        return len(self.ends) - count_gone(self.gone)
 
     def is_gone(self, i: int) -> bool:
         return i >> 3 < len(self.gone) and bool(self.gone[i >> 3] & (1 << (i & 7)))
@@ -200,12 +210,6 @@ class _Retimed(Chunk, frozen=True, eq=False):
     @property
     def as_stored(self) -> Chunk:
         return self.stored or self
-
-
-def _array(ends: bytes) -> "array[int]":
-    values: array[int] = array("I")
-    values.frombytes(ends)
-    return values
 
 
 class Span(msgspec.Struct, frozen=True):

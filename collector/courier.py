@@ -193,6 +193,8 @@ class Courier:
         """The event type of a batch of that type alone that was refused, until it is known whether others pass."""
         self._since_ms: int | None = None
         """When the lane, empty before, got records."""
+        self._lingers: tuple[int, int] | None = None
+        """While it waits for companions of a batch: how many records, or bytes, in the lane are enough."""
         self._sent_ms = -(1 << 62)
         self._seen_seq = 0
         self._erasures = 0
@@ -209,6 +211,14 @@ class Courier:
     def pulse(self) -> int | None:
         """A number that stays the same while the courier should get on and does not; None while all is well."""
         return self._patience.beats if self._patience.is_overdue(self._state().pending) else None
+
+    def came(self) -> None:
+        """Records came to the lane, or are in it."""
+        if self._lingers is not None:
+            state = self._state()
+            if state.pending < self._lingers[0] and state.bytes < self._lingers[1]:
+                return  # it would only go on waiting, a hundred times a second
+        self.arrived.set()
 
     def nudge(self) -> None:
         """Try at once."""
@@ -307,15 +317,16 @@ class Courier:
             return False  # it could have gone with the last one, so more waits behind it
         self._common.source.release(batch)
         self._patience.doing("idle")
-        while left_ms > 0 and not self.hurried:
-            state = self._state()
-            if (
-                state.pending - before.pending >= limits.max_records - batch.count
-                or state.bytes - before.bytes >= limits.max_bytes - len(batch.body)
-            ):
-                break
-            await self._patience.wait(self.arrived, left_ms / 1000)
-            left_ms = begun + linger_ms - self._common.clock.boot_ms()
+        self._lingers = (
+            before.pending + limits.max_records - batch.count, before.bytes + limits.max_bytes - len(batch.body)
+        )  # fmt: skip
+        try:
+            self.arrived.clear()
+            self.came()  # enough of them, perhaps, while the batch was taken
+            while left_ms > 0 and not await self._patience.wait(self.arrived, left_ms / 1000):
+                left_ms = begun + linger_ms - self._common.clock.boot_ms()
+        finally:
+            self._lingers = None
         return True
 
     async def _postponed(self, batch: Batch) -> bool:

@@ -168,7 +168,7 @@ class Lanes:
             task = self._tasks[lane] = asyncio.create_task(courier.run(), name=f"tillpost-{lane}")
             if self._on_end is not None:
                 task.add_done_callback(self._on_end)
-        courier.arrived.set()
+        courier.came()
 
     def _undelivered(self) -> list[Undelivered]:
         idle = LaneStatus()

@@ -371,6 +371,7 @@ class Salvage:
                 "INSERT OR REPLACE INTO gone (chunk, bits) VALUES (?, ?)",
                 (chunk_id, gone.to_bytes((n + 7) // 8, "little")),
             )
+        state.revision += 1
         state.pending += stay.bit_count()
         state.bytes += sum(len(chunk.record(i)) for i in range(n) if stay >> i & 1)
         if is_new:

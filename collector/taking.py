@@ -1,12 +1,14 @@
 """What leaves the buffer next: reads chunks lane by lane, verifies them, asks the batcher."""
 
+import sqlite3
 from array import array
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from itertools import islice
 from typing import Any, Final
 
 from collector.batcher import Aside, Dead, Gate, Limits, Wait, assemble
-from collector.chunks import Batch, Chunk, Span
+from collector.chunks import Batch, Chunk, Span, count_gone
 from collector.kinds import KINDS, Lane, Run
 from collector.logs import logger
 from collector.parked import Parked
@@ -38,13 +40,15 @@ def take(
     parked: Parked,
     boot_ms: int,
     max_aside: int = 1 << 62,
+    ahead: "Ahead | None" = None,
 ) -> Batch | Wait | None:
     """The next batch of a lane: what waited aside and may leave now, else the head of the lane.
 
     `parked` says when the parked records may be tried again, by the boot clock `boot_ms`.
     About `max_aside` bytes may be set aside at once; where there is more to do, Wait says to come back now.
-    Where there is no room for it at all the lane waits instead.
+    Where there is no room for it at all the lane waits instead. What is in `ahead` is not read again.
     """
+    ahead = ahead or Ahead(lane)
     state = work.peek(lane)
     if state is None or not state.pending:
         return None
@@ -65,7 +69,7 @@ def take(
         state = work.peek(lane) or state
         damaged: list[Row] = []
         # closed before anything is written: an open cursor would pin the WAL
-        with closing(_chunks(work, state, damaged)) as chunks:
+        with closing(ahead.chunks(work, state, damaged)) as chunks:
             done = assemble(lane, chunks, limits, gate, is_busy if state.aside else None, max_aside)
         if damaged:
             _check_the_rest(work, [row[3:6] for row in damaged])
@@ -92,14 +96,62 @@ def take(
     return Wait(min(waits, default=None))
 
 
-def _chunks(work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk, None, None]:
-    """The lane's chunks in order; those that fail their checksum go to `damaged` instead."""
+class Ahead:
+    """The head of a lane, read in steps before it is taken: others need the connection meanwhile.
+
+    Some hundreds of rows of a record or two, as they come in from many small requests, take milliseconds.
+    """
+
+    STEP: Final = 64
+    """Rows read at a stretch."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._read: list[Chunk] = []
+        self._records = self._bytes = 0
+        self._valid: tuple[sqlite3.Connection, int] | None = None
+        """The connection all this was read on, and the lane's revision then."""
+
+    def step(self, work: Work, limits: Limits) -> bool:
+        """Read some more rows. True: a batch needs more than these yet; False: it may be taken."""
+        state = work.peek(self._lane)
+        if state is None or state.aside or not state.pending:
+            return False
+        damaged: list[Row] = []
+        before = len(self._read)
+        with closing(self._rest(work, state, damaged)) as rest:
+            for chunk in islice(rest, self.STEP):
+                self._read.append(chunk)
+                self._records += chunk.left
+                self._bytes += len(chunk.body)
+                if self._records >= limits.max_records or self._bytes >= limits.max_bytes:
+                    return False
+        if damaged:  # the take buries it
+            self._valid = None
+        return len(self._read) - before == self.STEP and not damaged
+
+    def chunks(self, work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk, None, None]:
+        """The lane's chunks in order; those that fail their checksum go to `damaged` instead."""
+        rest = self._rest(work, state, damaged)
+        yield from self._read
+        yield from rest
+
+    def _rest(self, work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk, None, None]:
+        """What was not read yet; all of it, where what was read is no longer what is there."""
+        valid = work.conn, state.revision
+        if valid != self._valid:
+            self._valid, self._read, self._records, self._bytes = valid, [], 0, 0
+        last = self._read[-1].id if self._read else (state.id << SEQ_BITS) - 1
+        return _chunks(work, state, damaged, last, self._records)
+
+
+def _chunks(work: Work, state: LaneState, damaged: list[Row], last: int, seen: int) -> Generator[Chunk, None, None]:
+    """The lane's chunks after the one that is `last`, in order; `seen` records are in those up to it."""
     rows = work.conn.execute(
         "SELECT c.id, c.accepted_ms, c.crc, c.runs, c.ends, c.body, g.bits, c.n FROM chunks c "
-        "LEFT JOIN gone g ON g.chunk = c.id WHERE c.id >= ? AND c.id < ? ORDER BY c.id",
-        (state.id << SEQ_BITS, (state.id + 1) << SEQ_BITS),
+        "LEFT JOIN gone g ON g.chunk = c.id WHERE c.id > ? AND c.id < ? ORDER BY c.id",
+        (last, end := (state.id + 1) << SEQ_BITS),
     )
-    last, end, seen = (state.id << SEQ_BITS) - 1, (state.id + 1) << SEQ_BITS, 0
     with closing(rows):
         for row in rows:
             chunk_id, *_, bits, n = row
@@ -108,7 +160,7 @@ def _chunks(work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk
             if not (isinstance(n, int) and isinstance(bits or b"", bytes)):
                 raise Damaged("a row holds what it never held")
             last = chunk_id
-            seen += n - int.from_bytes(bits, "little").bit_count() if bits else n
+            seen += n - count_gone(bits) if bits else n
             chunk = Chunk.load(row[:-1], state.lane)
             if chunk is None:
                 damaged.append(row[:-1])

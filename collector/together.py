@@ -20,7 +20,7 @@ BODY_MAX: Final = 16 * 1024
 """Bytes of a body worth sharing; larger ones are read as fast by themselves."""
 TURN_MAX: Final = 128
 """Requests read as one: what the loop does at a stretch stays under some milliseconds."""
-GATHER_S: Final = 0.002
+GATHER_S: Final = 0.001
 """When requests came while others were being stored, more are on their way: so long they are waited for. Whoever waits
 for an answer before asking again never meets this."""
 

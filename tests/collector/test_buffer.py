@@ -13,7 +13,7 @@ from pathlib import Path
 import aiosqlite
 import pytest
 
-from collector import deadletters, schema
+from collector import deadletters, schema, search
 from collector.admission import Sizes
 from collector.batcher import Aside, Batch, Dead, Delivered, Gate, Limits, Wait
 from collector.buffer import Buffer, BufferInUse, BufferUnusable, DeadLettersFull, Full, Unknown
@@ -220,6 +220,79 @@ async def test_what_only_reads_writes_nothing(opened: Opener, path: Path) -> Non
         assert (await buffer.run(serial), len(commits)) == (before + 1, 2), "a look at the disk does write"
         await buffer.settle([(batch, Delivered())])
         assert (await buffer.run(serial), len(commits)) == (before + 2, 3)
+
+
+def small(count: int) -> list[str]:
+    return [f"s{i:04}" for i in range(count)]
+
+
+async def trickle(buffer: Buffer, salts: list[str]) -> None:
+    """Records that come one by one: each is a row of its own."""
+    for salt in salts:
+        await buffer.append([parcel([record(salt)])])
+
+
+async def test_a_record_does_not_wait_until_hundreds_of_rows_are_taken(opened: Opener, path: Path) -> None:
+    async with opened(path) as buffer:
+        await trickle(buffer, small(300))
+        order: list[str] = []
+        taking = asyncio.create_task(take(buffer))
+        taking.add_done_callback(lambda _: order.append("taken"))
+        await asyncio.sleep(0)  # it is queued
+        await buffer.append([parcel([record("new", email="b@example.com")])])
+        order.append("stored")
+        batch = await taking
+        assert order == ["stored", "taken"]
+        assert [batch.record(i) for i in range(batch.count)][:300] == [record(salt) for salt in small(300)]
+        assert await everything(buffer) == [*map(record, small(300)), record("new", email="b@example.com")]
+
+
+@pytest.mark.parametrize("erased", [0, 10, 63, 64, 150, 299])
+async def test_what_leaves_a_lane_while_its_rows_are_read_is_not_in_the_batch(
+    opened: Opener, path: Path, erased: int
+) -> None:
+    async with opened(path) as buffer:
+        salts = small(300)
+        await trickle(buffer, salts)
+        forgetting = asyncio.create_task(search.forget(buffer, search.Query(salt=salts[erased])))
+        rounds = 0
+        while not forgetting.done():  # so that one of the takes is under way when it happens
+            buffer.release(await take(buffer))
+            rounds += 1
+        assert rounds > 1
+        await forgetting
+        assert await everything(buffer) == [record(salt) for i, salt in enumerate(salts) if i != erased]
+        assert buffer.ledger()["discarded"] == 1
+
+
+@pytest.mark.parametrize("missing", [(), (0,), (3,), (4,), (9,), (0, 1), (3, 7)])
+async def test_rows_are_deleted_for_what_was_sent_and_nothing_else(
+    opened: Opener, path: Path, missing: tuple[int, ...]
+) -> None:
+    """What leaves a lane at once and what leaves it row by row is told apart."""
+    async with opened(path) as buffer:
+        await trickle(buffer, small(10))
+        batch = await take(buffer)
+        sent = [i for i in range(10) if i not in missing]
+        await buffer.settle([(batch.pick(sent), Delivered())])
+        assert (buffer.ledger()["delivered"], buffer.ledger()["pending"]) == (len(sent), len(missing))
+        await buffer.settle([(batch, Delivered())])
+        assert (buffer.ledger()["delivered"], buffer.ledger()["pending"]) == (10, 0)
+        notes = await buffer.run(lambda work: work.conn.execute("SELECT count(*) FROM gone").fetchone())
+        assert notes == (0,), "nothing is noted of rows that the head has passed"
+        state = buffer.lane(EMAIL)
+        assert state is not None and (state.pending, state.bytes) == (0, 0)
+
+
+async def test_a_row_that_took_the_place_of_a_sent_one_is_not_deleted_for_it(opened: Opener, path: Path) -> None:
+    async with opened(path) as buffer:
+        await trickle(buffer, small(4))
+        batch = await take(buffer)
+        await buffer.settle([(batch.pick([1]), Delivered())])
+        # as many rows, and as many records in them, as the part that is settled now
+        await buffer.settle([(batch.pick([0, 1, 3]), Delivered())])
+        assert (buffer.ledger()["delivered"], buffer.ledger()["pending"]) == (3, 1)
+        assert await everything(buffer) == [record("s0002")]
 
 
 async def test_an_exception_in_a_unit_undoes_that_unit_alone(opened: Opener, path: Path) -> None:

@@ -19,6 +19,7 @@ from collector.config import BatchConfig, ClockConfig, Config, DeadConfig, Deliv
 from collector.kinds import Lane
 from collector.lanes import Lanes
 from collector.outcomes import Delivered, Forbidden, Later, Outcome, PartlyRejected, Paused, Rejected, TooLarge
+from collector.patience import Patience
 from tests.collector.buffers import EMAIL, SALES, UUID, adds_up, parcel, record
 from tests.collector.logged import capture_logs
 from tests.collector.virtual_time import T0, VirtualTime
@@ -183,6 +184,30 @@ async def test_a_few_records_linger_for_companions(tmp_path: Path) -> None:
         await scene.empty()
     assert scene.upstream.sizes == [8]
     assert 1_000 <= scene.upstream.requests[0][0] - begun <= 1_100
+
+
+async def test_a_courier_that_waits_for_companions_is_not_woken_by_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[float | None] = []
+    wait = Patience.wait
+
+    async def counted(self: Patience, event: asyncio.Event, seconds: float | None) -> bool:
+        found = await wait(self, event, seconds)
+        ended.append(seconds)
+        return found
+
+    monkeypatch.setattr(Patience, "wait", counted)
+    async with world(tmp_path, batch=BatchConfig(max_records=100, linger=60)) as scene:
+        await scene.accept(numbered(1))
+        await scene.after(1)
+        ended.clear()
+        for salt in numbered(98, "t"):
+            await scene.accept([salt])
+        assert ended == []
+        await scene.accept(["last"])
+        await scene.until(lambda: scene.ledger["delivered"] == 100)
+    assert scene.upstream.sizes == [100]
 
 
 async def test_a_full_batch_goes_at_once(tmp_path: Path) -> None:
