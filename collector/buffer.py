@@ -18,7 +18,6 @@ work. Invariants, each with a test that goes red without it:
 import asyncio
 import sqlite3
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,6 +42,7 @@ from collector.quarantine import Quarantine, damage_in, lacks_log, look
 from collector.reserve import Reserve
 from collector.salvage import Damage, Salvage, read_damage
 from collector.taking import Ahead, take
+from collector.turns import Turns
 from collector.watermark import Watermark
 from collector.work import Damaged, DeadLettersFull, LaneState, Work
 from tracker.time import Clock, SystemClock
@@ -106,6 +106,10 @@ class _Append(_Op):
     parcels: Sequence[Parcel] = field(default=(), repr=False)
     bytes: int = 0
 
+    @property
+    def weight(self) -> int:
+        return self.bytes
+
 
 @dataclass(repr=False)  # what waits in it is nobody's business
 class Buffer:
@@ -124,12 +128,10 @@ class Buffer:
     _db: aiosqlite.Connection = field(init=False)
     _lanes: dict[Lane, LaneState] = field(default_factory=dict)
     _ledger: dict[str, int] = field(default_factory=dict)
-    _queue: deque[_Unit | _Append] = field(default_factory=deque)
+    _queue: Turns[_Unit | _Append] = field(init=False)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _closing: bool = False
-    _was_slow: bool = False
-    """Whether the last transaction was that of a slow unit."""
     _in_hand: dict[Lane, Batch] = field(default_factory=dict)
     _parked: Parked = field(default_factory=Parked)
     _dead_salts: set[int] = field(default_factory=set)
@@ -157,6 +159,9 @@ class Buffer:
     """Told, on the connection's thread, how many seconds each COMMIT took."""
     moved: bool = False
     """Its files were deleted, renamed or replaced: it failed for good, unless they come back."""
+
+    def __post_init__(self) -> None:
+        self._queue = Turns(self.sizes.max_body)
 
     # -- opening and closing ------------------------------------------------------------------
 
@@ -474,7 +479,7 @@ class Buffer:
         if self._closing or self.failed is not None:
             op.fail(Unknown(self.failed or "the buffer is closing"))
             return
-        self._queue.append(op)
+        self._queue.add(op)
         self._idle.clear()
         self._wake.set()
 
@@ -483,7 +488,7 @@ class Buffer:
             await self._wake.wait()
             self._wake.clear()
             while self._queue:
-                group = self._next_group()
+                group = self._queue.next()
                 try:
                     await self._commit(group)
                 except BaseException as error:
@@ -496,36 +501,10 @@ class Buffer:
                 await self._hop(self._reserve.shrink)
                 self._wake.set()
                 continue
+            self._queue.rest()
             self._idle.set()
             if self._closing:
                 return
-
-    def _next_group(self) -> list[_Unit | _Append]:
-        """What goes into one transaction: everything queued, within what the WAL's cap can take.
-
-        But a slow unit goes alone, and in turns with what else is queued: nobody's record waits for the takes of
-        all lanes.
-        """
-        self._was_slow = not self._was_slow and any(op.slow for op in self._queue)
-        if all(op.slow for op in self._queue) or self._was_slow:
-            op = next(op for op in self._queue if op.slow)
-            self._queue.remove(op)
-            return [op]
-        group: list[_Unit | _Append] = []
-        slow: list[_Unit | _Append] = []
-        room = self.sizes.max_body
-        while self._queue:
-            op = self._queue[0]
-            size = op.bytes if isinstance(op, _Append) else op.weight
-            if op.slow:
-                slow.append(self._queue.popleft())
-                continue
-            if group and size > room:
-                break
-            room -= size
-            group.append(self._queue.popleft())
-        self._queue.extendleft(reversed(slow))
-        return group
 
     async def _commit(self, group: list[_Unit | _Append], *, last_try: bool = False) -> None:
         units = [op for op in group if isinstance(op, _Unit)]
@@ -676,8 +655,8 @@ class Buffer:
     def _fail(self, why: str) -> None:
         self.failed = why
         log.critical("buffer_failed", path=str(self.path), why=why)
-        while self._queue:
-            self._queue.popleft().fail(Unknown(why))
+        for op in self._queue.clear():
+            op.fail(Unknown(why))
 
     async def revive(self) -> bool:
         """Try a failed buffer again; True when it works."""
