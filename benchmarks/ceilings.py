@@ -8,17 +8,17 @@ requests of 500 records in a commit, 1,000 records in a row that is read and in 
 """
 
 import asyncio
+import functools
 import sqlite3
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from benchmarks import machine, report
-from benchmarks.lab import Feeder, Sink, _spawn, bodies, cpu_s, free_port, scratch, until
+from benchmarks.lab import Feeder, Listening, Sink, bodies, cpu_s, scratch
 from benchmarks.report import Denominator, Figure, Result, Table
 
 LIKE = {"receive": 0.31, "decode": 1.06, "insert": 0.69, "read": 0.10, "post": 0.24, "delete": 0.19}
@@ -28,40 +28,26 @@ LIKE = {"receive": 0.31, "decode": 1.06, "insert": 0.69, "read": 0.10, "post": 0
 # -- aiohttp --------------------------------------------------------------------------------------
 
 
-def _serve(port: int, listening: Any) -> None:
+@functools.cache
+def _server() -> Callable[[], asyncio.BaseProtocol]:
     from aiohttp import web
 
     async def answer(request: web.BaseRequest) -> web.Response:
         await request.read()
         return web.Response(status=202)
 
-    async def serve() -> None:
-        loop = asyncio.get_running_loop()
-        await loop.create_server(web.Server(answer, access_log=None), "127.0.0.1", port)
-        listening.set()
-        await loop.create_future()
-
-    asyncio.run(serve())
+    return web.Server(answer, access_log=None)
 
 
-class BareServer:
+def _bare() -> asyncio.BaseProtocol:
+    return _server()()
+
+
+class BareServer(Listening):
     """aiohttp's server that reads a body, drops it and answers 202: in a process of its own."""
 
-    def __enter__(self) -> "BareServer":
-        port, listening = free_port(), _spawn.Event()
-        self.address = f"127.0.0.1:{port}"
-        self._process = _spawn.Process(target=_serve, args=(port, listening), daemon=True)
-        self._process.start()
-        until(listening.is_set, "the bare server listens")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.join()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid or 0
+    def __init__(self) -> None:
+        super().__init__(_bare)
 
     def request_us(self, load: Sequence[bytes], connections: int) -> float:
         """CPU us a request."""

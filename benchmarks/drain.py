@@ -20,13 +20,24 @@ BATCH = 1000
 """Records in a full batch."""
 
 
-class Drained(NamedTuple):
+class Delivered(NamedTuple):
+    """What a record cost, in microseconds, and how full the batches were, in percent."""
+
     cpu_us: float
     wall_us: float
     fill: float
 
 
-def once(load: Sequence[bytes], records: int) -> Drained:
+def table_of(records: int, found: Sequence[Delivered], ratio: Figure) -> tuple[Table, Figure]:
+    """A row about all runs, and how full their batches were."""
+    cpu, wall = Figure.of([one.cpu_us for one in found]), Figure.of([one.wall_us for one in found])
+    fill = Figure.of([one.fill for one in found], "%")
+    table = Table("", ("Records", "CPU us a record", "Wall us a record", "CPU / ceilings", "Batches are full to"))
+    table.rows.append((f"{records:,}", cpu, wall, ratio, fill))
+    return table, fill
+
+
+def once(load: Sequence[bytes], records: int) -> Delivered:
     with scratch() as folder:
         with Collector(folder) as collector:
             Feeder(collector.address, load).run()
@@ -38,7 +49,9 @@ def once(load: Sequence[bytes], records: int) -> Drained:
             time.sleep(SETTLED_S)
             cpu, delivered = collector.cpu_s - before, records - early
             assert collector.pending == 0
-            return Drained(cpu / delivered * 1e6, seconds / delivered * 1e6, sink.records / sink.requests / BATCH * 100)
+            return Delivered(
+                cpu / delivered * 1e6, seconds / delivered * 1e6, sink.records / sink.requests / BATCH * 100
+            )
 
 
 def run(quick: bool) -> Result:
@@ -48,10 +61,7 @@ def run(quick: bool) -> Result:
         parts.append(ceilings.measure())
         found.append(once(load, records))
     ratio = Figure.of([one.cpu_us / ceilings.drain_us(part) for one, part in zip(found, parts, strict=True)])
-    fill = Figure.of([one.fill for one in found], "%")
-    table = Table("", ("Records", "CPU us a record", "Wall us a record", "CPU / ceilings", "Batches are full to"))
-    cpu, wall = Figure.of([one.cpu_us for one in found]), Figure.of([one.wall_us for one in found])
-    table.rows.append((f"{records:,}", cpu, wall, ratio, fill))
+    table, fill = table_of(records, found, ratio)
     return Result(
         "What does it cost to deliver a backlog?",
         [table],

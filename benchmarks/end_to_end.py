@@ -9,23 +9,17 @@ between the runs.
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from benchmarks import ceilings, report
+from benchmarks.drain import BATCH, Delivered, table_of
 from benchmarks.lab import SETTLED_S, Collector, Feeder, Sink, bodies, scratch, until
-from benchmarks.report import Figure, Goal, Result, Table
+from benchmarks.report import Figure, Goal, Result
 
 PER_REQUEST = 500
 WARM = 6_000
 
 
-class Carried(NamedTuple):
-    cpu_us: float
-    wall_us: float
-    fill: float
-
-
-def once(load: Sequence[bytes], records: int) -> Carried:
+def once(load: Sequence[bytes], records: int) -> Delivered:
     with scratch() as folder, Sink() as sink, Collector(folder, sink.url) as collector:
         Feeder(collector.address, bodies(WARM, PER_REQUEST, seed=7)).run()
         until(lambda: sink.records >= WARM, "what warms up arrives")
@@ -38,7 +32,8 @@ def once(load: Sequence[bytes], records: int) -> Carried:
         time.sleep(SETTLED_S)
         cpu = collector.cpu_s - before
         assert collector.pending == 0
-        return Carried(cpu / records * 1e6, seconds / records * 1e6, records / (sink.requests - requests) / 1000 * 100)
+        fill = records / (sink.requests - requests) / BATCH * 100
+        return Delivered(cpu / records * 1e6, seconds / records * 1e6, fill)
 
 
 def run(quick: bool) -> Result:
@@ -49,10 +44,7 @@ def run(quick: bool) -> Result:
         found.append(once(load, records))
     sums = [ceilings.ingest_us(part) + ceilings.drain_us(part) for part in parts]
     ratio = Figure.of([one.cpu_us / total for one, total in zip(found, sums, strict=True)])
-    cpu, wall = Figure.of([one.cpu_us for one in found]), Figure.of([one.wall_us for one in found])
-    fill = Figure.of([one.fill for one in found], "%")
-    table = Table("", ("Records", "CPU us a record", "Wall us a record", "CPU / ceilings", "Batches are full to"))
-    table.rows.append((f"{records:,}", cpu, wall, ratio, fill))
+    table, _ = table_of(records, found, ratio)
     return Result(
         "What does a record cost from its arrival to its delivery?",
         [table],

@@ -257,37 +257,46 @@ def answer_json(text: bytes, status: str = "200 OK") -> bytes:
     return head.encode() + text
 
 
-def _sink(port: int, protocol: Callable[[], asyncio.Protocol], listening: Any) -> None:
+def _listen(port: int, protocol: Callable[[], asyncio.BaseProtocol], listening: Any) -> None:
     async def serve() -> None:
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(protocol, "127.0.0.1", port)
+        server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", port)
         listening.set()
         await server.serve_forever()
 
     asyncio.run(serve())
 
 
-class Sink:
-    """A process that stands in for the API: answers 202 at once, counts records and requests."""
+class Listening:
+    """A process that listens on a port; `protocol` is called there, for each connection."""
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(self, protocol: Callable[[], asyncio.BaseProtocol], port: int | None = None) -> None:
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._records, self._requests = _spawn.RawValue("q"), _spawn.RawValue("q")
+        self.address = f"127.0.0.1:{self.port}"
+        self._protocol = protocol
 
     def __enter__(self) -> Self:
         listening = _spawn.Event()
-        self._process = _spawn.Process(target=_sink, args=(self.port, self._protocol(), listening), daemon=True)
+        self._process = _spawn.Process(target=_listen, args=(self.port, self._protocol, listening), daemon=True)
         self._process.start()
-        until(listening.is_set, "the sink listens")
+        until(listening.is_set, f"something listens on port {self.port}")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.join()
 
-    def _protocol(self) -> Callable[[], asyncio.Protocol]:
-        return functools.partial(_Sink, self._records, self._requests)
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+
+class Sink(Listening):
+    """Stands in for the API: answers 202 at once, counts records and requests."""
+
+    def __init__(self, protocol: Callable[..., asyncio.Protocol] = _Sink, port: int | None = None) -> None:
+        self._records, self._requests = _spawn.RawValue("q"), _spawn.RawValue("q")
+        super().__init__(functools.partial(protocol, self._records, self._requests), port)
+        self.url = f"http://{self.address}"
 
     @property
     def records(self) -> int:

@@ -12,9 +12,9 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from benchmarks.lab import Feeder, _spawn, bodies, cpu_s, free_port, scratch, until
+from benchmarks.lab import Feeder, Listening, bodies, cpu_s, scratch
 
 Work = Literal["interpreter", "disk", "network"]
 LIKE_US: Final[dict[Work, float]] = {"interpreter": 2.65 + 1.40, "disk": 83.0, "network": 27.0}
@@ -65,28 +65,11 @@ class _Discard(asyncio.Protocol):
             self.transport.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
 
 
-def _serve(port: int, listening: Any) -> None:
-    async def serve() -> None:
-        loop = asyncio.get_running_loop()
-        await loop.create_server(_Discard, "127.0.0.1", port)
-        listening.set()
-        await loop.create_future()
-
-    asyncio.run(serve())
-
-
 def _network(requests: int = 400) -> float:
-    port, listening = free_port(), _spawn.Event()
-    process = _spawn.Process(target=_serve, args=(port, listening), daemon=True)
-    process.start()
-    until(listening.is_set, "the bare socket listens")
-    feeder = Feeder(f"127.0.0.1:{port}", bodies(500, 500) * requests, 16)
-    before = cpu_s(process.pid or 0)
-    feeder.run()
-    spent = cpu_s(process.pid or 0) - before
-    process.kill()
-    process.join()
-    return spent / requests * 1e6
+    with Listening(_Discard) as server:
+        feeder, before = Feeder(server.address, bodies(500, 500) * requests, 16), cpu_s(server.pid)
+        feeder.run()
+        return (cpu_s(server.pid) - before) / requests * 1e6
 
 
 def about() -> str:

@@ -25,7 +25,7 @@ from typing import Final
 from collector.admission import Sizes
 from collector.files import beside
 from collector.logs import logger
-from collector.work import PAGE
+from collector.work import PAGE, pages_of
 
 log = logger("buffer")
 
@@ -115,10 +115,8 @@ class Reserve:
 
     def count(self, conn: sqlite3.Connection) -> int:
         """Count the file's pages, as a transaction leaves them; how many bytes of them are in use."""
-        (pages,) = conn.execute("PRAGMA page_count").fetchone()
-        (free,) = conn.execute("PRAGMA freelist_count").fetchone()
-        self._counted = pages, free
-        return int((pages - free) * PAGE)
+        self._counted = pages, free = pages_of(conn)
+        return (pages - free) * PAGE
 
     def forget(self) -> None:
         """The file is, or may be, another length than it was counted."""

@@ -119,9 +119,8 @@ class _Room:
 
     def take(self, size: int) -> None:
         """Raises Refused when ingest is saturated."""
-        if self._server.bytes_in_flight + size > self._server.max_in_flight:
+        if not self._server.take_room(size):
             raise Refused(503, "too many requests at once: try again", retry_after_s=1.0)
-        self._server.bytes_in_flight += size
         self.held += size
 
 
@@ -197,7 +196,7 @@ class Server:
         head_s, idle_s = self._patience_s
         door = Door(
             partial(self._handle, loopback=listener.loopback, admin=admin),
-            Heads(self._familiar, ROUTES, self._take_room, self._free_room),
+            Heads(self._familiar, ROUTES, self.take_room, self.free_room),
             max_connections=_ADMIN_CONNECTIONS if admin else max(1, self._max_connections // shares),
             head_s=head_s, idle_s=idle_s, lingering_time=LINGER_S,
             access_log=None, logger=_SILENT, auto_decompress=False,
@@ -324,12 +323,13 @@ class Server:
         self.last_ingest = time.monotonic()
         asked.done(encode(*answer))
 
-    def _take_room(self, size: int) -> bool:
+    def take_room(self, size: int) -> bool:
+        """Whether memory holds so many more bytes of bodies; then they count until they are freed."""
         fits = self.bytes_in_flight + size <= self.max_in_flight
         self.bytes_in_flight += size * fits
         return fits
 
-    def _free_room(self, size: int) -> None:
+    def free_room(self, size: int) -> None:
         self.bytes_in_flight -= size
 
     @contextmanager
@@ -338,7 +338,7 @@ class Server:
         try:
             yield room
         finally:
-            self.bytes_in_flight -= room.held
+            self.free_room(room.held)
 
     # Every request
 

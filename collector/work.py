@@ -33,6 +33,13 @@ def unsoundness(conn: sqlite3.Connection) -> str | None:
     return None if sound == "ok" else f"it is not sound ({sound.splitlines()[-1]})"
 
 
+def pages_of(conn: sqlite3.Connection) -> tuple[int, int]:
+    """How many pages the file has, and how many of them are free."""
+    (pages,) = conn.execute("PRAGMA page_count").fetchone()
+    (free,) = conn.execute("PRAGMA freelist_count").fetchone()
+    return pages, free
+
+
 class DeadLettersFull(Exception):
     """`dead.max_size` is reached: nothing was buried."""
 
@@ -133,9 +140,8 @@ class Work:
 
     def used_bytes(self) -> int:
         """Bytes of pages in use, as `buffer.bytes` counts them."""
-        pages = self.conn.execute("PRAGMA page_count").fetchone()[0]
-        free = self.conn.execute("PRAGMA freelist_count").fetchone()[0]
-        return int((pages - free) * PAGE)
+        pages, free = pages_of(self.conn)
+        return (pages - free) * PAGE
 
     def insert_chunk(
         self,

@@ -3,14 +3,12 @@
 It finds an event by its number, whatever the library wraps it in: JSON, gzip, a form, base64, or lines over TCP.
 """
 
-import asyncio
 import base64
 import contextlib
 import functools
 import gzip
 import json
 import re
-from collections.abc import Callable
 from typing import Any, Final, NoReturn
 from urllib.parse import parse_qs
 
@@ -120,8 +118,5 @@ class Sink(lab.Sink):
     """The process, which may be started again on its port: an outage."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.counts = Counts()
-
-    def _protocol(self) -> Callable[[], asyncio.Protocol]:
-        return functools.partial(_Everything, self.counts, self._records, self._requests)
+        super().__init__(functools.partial(_Everything, self.counts))
