@@ -63,6 +63,19 @@ def parsed(server: Server) -> int | None:
     return sum(door.requests_count for door in server._doors)
 
 
+async def some_turns() -> None:
+    """What is on its way gets as far as it can without an answer."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def held(server: Server, memory: Memory, one: Sender, number: int) -> None:
+    """A request that the buffer is busy with until `memory.hold` is set."""
+    memory.hold = asyncio.Event()
+    one.writer.write(request(salted(number)))
+    await until(lambda: server.in_progress)
+
+
 def salted(number: int) -> dict[str, Any]:
     return EVENT | {"eventSalt": f"s{number:03}"}
 
@@ -108,8 +121,7 @@ async def test_a_request_in_pieces_is_whole_in_the_end() -> None:
             whole = request(salted(1))
             one.writer.write(whole[:cut])
             await one.writer.drain()
-            for _ in range(20):
-                await asyncio.sleep(0)
+            await some_turns()
             one.writer.write(whole[cut:])
             assert (await one.answer())[0] == 202
         assert len(memory.records) == 4
@@ -127,12 +139,9 @@ async def test_a_body_that_does_not_come_is_408_as_it_always_was() -> None:
 async def test_requests_sent_ahead_are_answered_in_their_order() -> None:
     async with serving() as (server, memory, _), sender(server) as one:
         await one.ask(salted(0))
-        memory.hold = asyncio.Event()
-        one.writer.write(request(salted(1)))
-        await until(lambda: server.in_progress)
+        await held(server, memory, one, 1)
         one.writer.write(b"".join(request(salted(number)) for number in range(2, 6)) + request({"type": "nonsense"}))
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await some_turns()
         memory.hold.set()
         assert [(await one.answer())[0] for _ in range(6)] == [202] * 5 + [400]
         assert [record["eventSalt"] for record in memory.records] == [f"s00{number}" for number in range(6)]
@@ -145,10 +154,8 @@ async def test_a_sender_that_goes_away_leaves_nothing_behind() -> None:
             one.writer.write(request(salted(1))[:-5])
             await until(lambda: server.bytes_in_flight)
         await until(lambda: not server.bytes_in_flight)
-        memory.hold = asyncio.Event()
         async with sender(server) as one:
-            one.writer.write(request(salted(2)))
-            await until(lambda: server.in_progress)
+            await held(server, memory, one, 2)
         memory.hold.set()
         await until(lambda: not server.in_progress)
         assert [record["eventSalt"] for record in memory.records] == ["s000", "s002"]
@@ -157,12 +164,9 @@ async def test_a_sender_that_goes_away_leaves_nothing_behind() -> None:
 async def test_a_stop_waits_for_an_answer_on_the_short_way() -> None:
     async with serving() as (server, memory, _), sender(server) as one:
         await one.ask(salted(0))
-        memory.hold = asyncio.Event()
-        one.writer.write(request(salted(1)))
-        await until(lambda: server.in_progress)
+        await held(server, memory, one, 1)
         closing = asyncio.create_task(server.close())
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await some_turns()
         memory.hold.set()
         assert (await one.answer())[0] == 202
         await closing
