@@ -4,7 +4,6 @@ A field without default is one the API requires; the others it knows. `params` t
 keys. The class's `type` is the path under ``/v4/events/`` and the batch's ``type``.
 """
 
-from collections.abc import Mapping
 from functools import cache
 from typing import ClassVar, Final
 
@@ -46,16 +45,16 @@ class Event(Record, frozen=True, kw_only=True):
         plan = plans[type(self)]
         plan.check(self)
         params = self.params
-        if params is not None:
+        if params is not None and not plan.spoken_for.isdisjoint(params):
             no_known_keys(params, "params", plan.arguments)
             if "email" in params and self.client.email not in (None, params["email"]):
                 raise InvalidRecord("params.email", "must equal the client's email, or be left out", params["email"])
 
     def wire(self, time: str, salt: str) -> dict[str, object]:
         """This event in the API's words, an element of a batch."""
-        params: Mapping[str, object] = self.known()
+        params = self.known()
         if self.params is not None:
-            params = {**params, **self.params} if params else self.params
+            params.update(self.params)
         return {
             "type": self.type,
             "label": self.label or _label(self.type),

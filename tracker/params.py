@@ -83,7 +83,7 @@ def json_value(value: Any, field: str, depth: int = _MAX_DEPTH) -> object:
 
 def params(value: Any, field: str) -> dict[str, object]:
     """The free-form `params` of an event."""
-    found = json_object(value, field)
+    found = _object(value, field, _MAX_DEPTH) if type(value) is dict else json_object(value, field)
     if not RESERVED.isdisjoint(found):
         name = min(RESERVED & found.keys())
         raise InvalidRecord(f"{field}.{name}", "is reserved: the API would ignore or overwrite it; use another name")

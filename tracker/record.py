@@ -5,7 +5,8 @@ when; `stamp` gives it its time and salt and turns it into the bytes that every 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, NamedTuple, Self
+from itertools import takewhile
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn, Self
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -27,6 +28,8 @@ class _Plan(NamedTuple):
     required: frozenset[str]
     arguments: dict[str, str]
     """The API's names of the own fields, all but the envelope's, and ours."""
+    spoken_for: frozenset[str]
+    """Free-form keys that need a look: those of `arguments`, and the e-mail, which the client may have too."""
     check: Callable[[Any], None]
     """Checks the fields of a new record, in order."""
     known: Callable[[Any], dict[str, object]]
@@ -39,7 +42,8 @@ class _Plans(dict[type, _Plan]):
         checks = {field.name: rule_of(field.type).check for field in fields}
         required = frozenset(field.name for field in fields if field.required)
         arguments = {field.encode_name: field.name for field in fields if field.name not in _ENVELOPE}
-        self[cls] = plan = _Plan(checks, required, arguments, *_written_out(checks, required, arguments))
+        spoken_for = frozenset(arguments) | {"email"}
+        self[cls] = plan = _Plan(checks, required, arguments, spoken_for, *_written_out(checks, required, arguments))
         return plan
 
 
@@ -52,30 +56,33 @@ def _written_out(checks: dict[str, Check], required: frozenset[str], arguments: 
     As loops over the fields they were a third of what tracking costs.
     """
     source = ["def check(record):"]
-    names: dict[str, object] = {"look_at": _look_at}
+    names: dict[str, object] = {"keep": force_setattr, "missing": _missing}
     for name, check in checks.items():
         names |= {f"check_{name}": check, f"kind_{name}": getattr(check, "passes", None)}
         passes = [] if name in required else ["value is None"]
         if hasattr(check, "passes"):
             good = getattr(check, "good", None)
             passes.append(f"type(value) is kind_{name}" + (f" and {good}" if good else ""))
-        source.append(f" value = record.{name}")
-        source.append(f" if not ({' or '.join(passes)}): look_at(record, {name!r}, value, check_{name})")
-    source += ["def known(record):", " said = {}"]
+        source += [
+            f" value = record.{name}",
+            f" if not ({' or '.join(passes)}):",
+            f"  if value is None: missing({name!r})",
+            f"  kept = check_{name}(value, {name!r})",
+            f"  if kept is not value: keep(record, {name!r}, kept)",
+        ]
+    first = dict(takewhile(lambda item: item[1] in required, arguments.items()))
+    always = ", ".join(f"{key!r}: record.{name}" for key, name in first.items())
+    source += ["def known(record):", f" said = {{{always}}}"]
     for key, name in arguments.items():
-        source.append(f" if (value := record.{name}) is not None: said[{key!r}] = value")
+        if key not in first:
+            source.append(f" if (value := record.{name}) is not None: said[{key!r}] = value")
     source.append(" return said")
     exec("\n".join(source), names)  # noqa: S102  nothing in it but names of fields
     return names["check"], names["known"]
 
 
-def _look_at(record: Any, name: str, value: object, check: Check) -> None:
-    """Checks a field whose type alone does not say that it is good."""
-    if value is None:
-        raise InvalidRecord(name, "is required")
-    kept = check(value, name)
-    if kept is not value:
-        force_setattr(record, name, kept)
+def _missing(name: str) -> NoReturn:
+    raise InvalidRecord(name, "is required")
 
 
 def no_known_keys(free: Mapping[str, object], field: str, arguments: Mapping[str, str]) -> None:

@@ -91,8 +91,7 @@ class Sender:
         if self._thread is None and self._locks_of is not threading.Lock:
             self._make_locks()  # gevent has patched since: the locks of threads do not tell greenlets apart
         with self.lock:
-            account.tracked += 1
-            receipt._number = account.tracked
+            account.tracked = receipt._number = account.tracked + 1
             if self._ended:
                 account.fail(receipt, "closed", "tracked after the process had flushed what it tracked")
                 return

@@ -232,15 +232,15 @@ class Tracker:
                     return receipt
                 if not isinstance(kept, Record):
                     raise TypeError(f"before_record must return a record or None, not {kind_of(kept)}")
-                receipt = stamper(kept, self._redact)
+                receipt = stamper.stamp(kept, self._redact)
             except Exception as error:  # the sale must not pay for it, and what was to be hidden must not leave
-                receipt = stamper(record, self._redact)
+                receipt = stamper.stamp(record, self._redact)
                 message = f"before_record failed with {type(error).__name__}: the record was dropped"
                 self._account.turn_away(receipt, "before_record", message)
                 self._say_once(message)
                 return receipt
         else:
-            receipt = stamper(record, self._redact)
+            receipt = stamper.stamp(record, self._redact)
         if self._debug:
             show(receipt)
         return receipt
