@@ -8,7 +8,7 @@ import msgspec
 from tracker import wire
 from tracker.errors import InvalidRecord
 from tracker.receipt import Receipt
-from tracker.record import Record
+from tracker.record import Record, encode
 from tracker.salt import Salts, TimeOrdered
 from tracker.time import Clock, datetime_ms, format_ms
 
@@ -18,8 +18,6 @@ _STEP_MS: Final = 500  # above it the clock was set; below it drifts or is slewe
 
 Redact = Callable[[dict[str, object]], dict[str, object]]
 """Takes out of a record what must not be sent."""
-
-_encode: Final = msgspec.json.Encoder(decimal_format="number").encode
 
 
 class _Stamp(msgspec.Struct, rename="camel"):
@@ -45,8 +43,7 @@ class Stamper:
         given = record.time
         time = format_ms(wall_ms if given is None else datetime_ms(given))
         salt = record.salt or self._salts(wall_ms)
-        said = record.wire(time, salt)
-        body = _encode(said if redact is None else redact(said))
+        body = record._encoded(time, salt) if redact is None else encode(redact(record.wire(time, salt)))
         if len(body) > MAX_BODY - 2:
             raise InvalidRecord("record", f"must encode to at most {MAX_BODY - 2} bytes: no request could hold it")
         return Receipt(record.path, body, time, salt, given is not None, offset_ms)
