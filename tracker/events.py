@@ -26,7 +26,7 @@ from tracker.checks import (
 from tracker.clients import Client
 from tracker.errors import InvalidRecord
 from tracker.money import Discount, Price
-from tracker.params import Params
+from tracker.params import Extra, not_reserved
 from tracker.record import Record, encode, no_known_keys, plans
 from tracker.transactions import Products, one_currency
 
@@ -50,7 +50,7 @@ class Event(Record, frozen=True, kw_only=True):
 
     label: Label | None = None
     """The API demands one and throws it away; without it, the event's name."""
-    params: Params | None = None
+    params: Extra | None = None
     """Further keys: anything JSON can say, `Decimal`, `Money`, `UUID` and aware datetimes; no None."""
 
     def __post_init__(self) -> None:
@@ -58,6 +58,7 @@ class Event(Record, frozen=True, kw_only=True):
         plan.check(self)
         params = self.params
         if params is not None and not plan.spoken_for.isdisjoint(params):
+            not_reserved(params, "params")
             no_known_keys(params, "params", plan.arguments)
             if "email" in params and self.client.email not in (None, params["email"]):
                 raise InvalidRecord("params.email", "must equal the client's email, or be left out", params["email"])
@@ -81,8 +82,8 @@ class Event(Record, frozen=True, kw_only=True):
         if own is None:
             return encode(self.wire(time, salt))
         # msgspec reads the fields out of a struct faster than we could put them into dicts.
-        label = self.label or _label(self.type)
-        return encode(_Body(self.type, label, time, salt, self.client, own(self)), self.params)
+        kind = self.type
+        return encode(_Body(kind, self.label or _label(kind), time, salt, self.client, own(self)), self.params)
 
 
 @cache

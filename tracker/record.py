@@ -6,7 +6,7 @@ when; `stamp` gives it its time and salt and turns it into the bytes that every 
 
 from collections.abc import Callable, Mapping
 from itertools import takewhile
-from typing import Any, ClassVar, Final, NamedTuple, NoReturn, Self
+from typing import Any, ClassVar, Final, NoReturn, Self
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -15,6 +15,7 @@ from tracker.checks import Check, Moment, Salt
 from tracker.clients import AnyClient
 from tracker.errors import InvalidRecord
 from tracker.masks import fields_masked, masked
+from tracker.params import RESERVED
 from tracker.rules import rule_of
 
 _encode_into: Final = msgspec.json.Encoder(decimal_format="number").encode_into
@@ -43,7 +44,7 @@ def encode(body: object, free: Mapping[str, object] | None = None) -> bytes:
     return encoded
 
 
-class _Plan(NamedTuple):
+class _Plan(msgspec.Struct, frozen=True):
     """How a class is checked and written, worked out once."""
 
     checks: dict[str, Check]
@@ -52,7 +53,7 @@ class _Plan(NamedTuple):
     arguments: dict[str, str]
     """The API's names of the own fields, all but the envelope's, and ours."""
     spoken_for: frozenset[str]
-    """Free-form keys that need a look: those of `arguments`, and the e-mail, which the client may have too."""
+    """Names among `params` that need a look: reserved ones, those of `arguments`, and the client's e-mail."""
     check: Callable[[Any], None]
     """Checks the fields of a new record, in order."""
     known: Callable[[Any], dict[str, object]]
@@ -67,7 +68,7 @@ class _Plans(dict[type, _Plan]):
         checks = {field.name: rule_of(field.type).check for field in fields}
         required = frozenset(field.name for field in fields if field.required)
         arguments = {field.encode_name: field.name for field in fields if field.name not in _ENVELOPE}
-        spoken_for = frozenset(arguments) | {"email"}
+        spoken_for = RESERVED.union(arguments, ["email"])
         check, known, own = _written_out(checks, required, arguments)
         if getattr(cls, "known", None) is not Checked.known:
             own = None
