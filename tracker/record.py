@@ -20,6 +20,7 @@ from tracker.rules import rule_of
 
 _encode_into: Final = msgspec.json.Encoder(decimal_format="number").encode_into
 _buffers: Final[list[bytearray]] = []
+_KEPT: Final = 1 << 16  # a large record's buffer is not held until the next one
 _OPEN, _COMMA, _CLOSE = b"{,}"
 _ENVELOPE: Final = frozenset({"client", "time", "salt", "label", "params", "action", "extra", "metadata"})
 
@@ -40,7 +41,8 @@ def encode(body: object, free: Mapping[str, object] | None = None) -> bytes:
             buffer[end] = _COMMA
         buffer.append(_CLOSE)
     encoded = bytes(buffer)
-    _buffers.append(buffer)
+    if len(encoded) <= _KEPT:
+        _buffers.append(buffer)
     return encoded
 
 
