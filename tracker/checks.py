@@ -173,10 +173,10 @@ def exact(value: Any, field: str) -> Decimal | int:
     if kind is int:
         return integer(value, field)
     if kind is str:
-        read = _read(value)
-        if read is None:
+        number = read(value)
+        if number is None:
             raise InvalidRecord(field, "must read like 12.50: digits, a point, no spaces or thousands marks", value)
-        return read
+        return number
     if isinstance(value, float):
         raise InvalidRecord(
             field,
@@ -190,7 +190,7 @@ def exact(value: Any, field: str) -> Decimal | int:
 
 
 @lru_cache(4096)  # a shop has far fewer prices than sales
-def _read(text: str) -> Decimal | None:
+def read(text: str) -> Decimal | None:
     """The number a text says; None when it says none as we take them."""
     if not _DECIMAL.fullmatch(text):
         return None

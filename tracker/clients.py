@@ -49,7 +49,7 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        email, custom_id = self.email, self.custom_id
+        email, custom_id, uuid = self.email, self.custom_id, self.uuid
         if email is not None:
             trimmed = _identifier(email, "email")
             if not _EMAIL.fullmatch(trimmed) or "\ufeff" in trimmed:  # whitespace to the API, not to Python
@@ -60,15 +60,15 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
             trimmed = _identifier(custom_id, "custom_id")
             if trimmed is not custom_id:
                 force_setattr(self, "custom_id", trimmed)
-        if self.uuid is not None:
-            given: object = self.uuid
-            uuid = _identifier(str(given) if isinstance(given, UUID) else given, "uuid")
-            if not _UUID.fullmatch(uuid):
-                raise InvalidRecord("uuid", "must be lower-case hexadecimal digits in the form 8-4-4-4-12", self.uuid)
-            force_setattr(self, "uuid", uuid)
+        if uuid is not None:
+            given: object = uuid
+            trimmed = _identifier(str(given) if isinstance(given, UUID) else given, "uuid")
+            if not _UUID.fullmatch(trimmed):
+                raise InvalidRecord("uuid", "must be lower-case hexadecimal digits in the form 8-4-4-4-12", given)
+            force_setattr(self, "uuid", trimmed)
         if self.id is not None:
             checks.whole(self.id, "id")
-        elif self.uuid is None and self.custom_id is None and self.email is None:
+        elif custom_id is None and email is None and uuid is None:
             raise InvalidRecord("client", "must have at least one of id, uuid, custom_id, email")
 
     def merged(self, anonymous: "Client | str | UUID") -> "Client":

@@ -34,14 +34,22 @@ class Money(msgspec.Struct, frozen=True, gc=False):
         def __init__(self, amount: Decimal | int | str, currency: str) -> None: ...
 
     def __post_init__(self) -> None:
-        amount = checks.exact(self.amount, "amount")
-        if amount < 0:
-            raise InvalidRecord(
-                "amount", "must be 0 or more: a return is a cancelled transaction, not an amount below 0", amount
-            )
+        given: object = self.amount
+        amount = checks.read(given) if type(given) is str else None
+        if amount is None or amount.is_signed():
+            amount = _amount(given)
         if self.currency not in _seen:
             _seen.add(currency(self.currency, "currency"))
-        force_setattr(self, "amount", amount if type(amount) is Decimal else Decimal(amount))
+        force_setattr(self, "amount", amount)
+
+
+def _amount(given: object) -> Decimal:
+    amount = checks.exact(given, "amount")
+    if amount < 0:
+        raise InvalidRecord(
+            "amount", "must be 0 or more: a return is a cancelled transaction, not an amount below 0", amount
+        )
+    return amount if type(amount) is Decimal else Decimal(amount)
 
 
 _seen: Final[set[str]] = set()

@@ -21,14 +21,10 @@ RESERVED: Final = frozenset({"modifiedBy", "apiKey", "eventUUID", "ip", "time", 
 _MAX_DEPTH: Final = 32  # far beyond any event, and far below what a recursive decoder refuses
 
 
-def json_object(value: Any, field: str) -> dict[str, object]:
+def json_object(value: Any, field: str, depth: int = _MAX_DEPTH) -> dict[str, object]:
     """A copy that holds nothing but what JSON can say."""
     if type(value) is not dict and not isinstance(value, Mapping):
         raise InvalidRecord(field, f"must be a mapping, not {checks.kind_of(value)}", value)
-    return _object(value, field, _MAX_DEPTH)
-
-
-def _object(value: Mapping[Any, Any], field: str, depth: int) -> dict[str, object]:
     copy: dict[str, Any] = dict(value)
     for key, item in copy.items():
         if type(key) is not str or not key.isascii():
@@ -70,7 +66,7 @@ def json_value(value: Any, field: str, depth: int = _MAX_DEPTH) -> object:
     if depth == 0:
         raise InvalidRecord(field, f"must not be nested deeper than {_MAX_DEPTH} levels", value)
     if isinstance(value, Mapping):
-        return _object(value, field, depth - 1)
+        return json_object(value, field, depth - 1)
     if isinstance(value, (list, tuple)):
         return [json_value(item, f"{field}[{index}]", depth - 1) for index, item in enumerate(value)]
     raise InvalidRecord(
@@ -81,14 +77,11 @@ def json_value(value: Any, field: str, depth: int = _MAX_DEPTH) -> object:
     )
 
 
-def params(value: Any, field: str) -> dict[str, object]:
-    """The free-form `params` of an event."""
-    found = json_object(value, field)
-    if not RESERVED.isdisjoint(found):
-        name = min(RESERVED & found.keys())
+def not_reserved(params: Mapping[str, object], field: str) -> None:
+    """Raises `InvalidRecord` for a name the backend takes for itself."""
+    if not RESERVED.isdisjoint(params):
+        name = min(RESERVED & params.keys())
         raise InvalidRecord(f"{field}.{name}", "is reserved: the API would ignore or overwrite it; use another name")
-    return found
 
 
-Params = Annotated[Mapping[str, object], params]
 Extra = Annotated[Mapping[str, object], json_object]

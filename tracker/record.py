@@ -5,7 +5,8 @@ when; `stamp` gives it its time and salt and turns it into the bytes that every 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, NamedTuple, Self
+from itertools import takewhile
+from typing import Any, ClassVar, Final, NoReturn, Self
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -14,12 +15,38 @@ from tracker.checks import Check, Moment, Salt
 from tracker.clients import AnyClient
 from tracker.errors import InvalidRecord
 from tracker.masks import fields_masked, masked
+from tracker.params import RESERVED
 from tracker.rules import rule_of
 
+_encode_into: Final = msgspec.json.Encoder(decimal_format="number").encode_into
+_buffers: Final[list[bytearray]] = []
+_KEPT: Final = 1 << 16  # a large record's buffer is not held until the next one
+_OPEN, _COMMA, _CLOSE = b"{,}"
 _ENVELOPE: Final = frozenset({"client", "time", "salt", "label", "params", "action", "extra", "metadata"})
 
 
-class _Plan(NamedTuple):
+def encode(body: object, free: Mapping[str, object] | None = None) -> bytes:
+    """The bytes that are sent; `free` joins the object that `body` ends with."""
+    try:  # one used before: a new one would be enlarged again and again until a record fits
+        buffer = _buffers.pop()
+    except IndexError:
+        buffer = bytearray(1024)
+    _encode_into(body, buffer)
+    if free:
+        end = len(buffer) - 2  # of the object within, which its first brace may be next to
+        if buffer[end - 1] == _OPEN:
+            _encode_into(free, buffer, end - 1)
+        else:
+            _encode_into(free, buffer, end)
+            buffer[end] = _COMMA
+        buffer.append(_CLOSE)
+    encoded = bytes(buffer)
+    if len(encoded) <= _KEPT:
+        _buffers.append(buffer)
+    return encoded
+
+
+class _Plan(msgspec.Struct, frozen=True):
     """How a class is checked and written, worked out once."""
 
     checks: dict[str, Check]
@@ -27,10 +54,14 @@ class _Plan(NamedTuple):
     required: frozenset[str]
     arguments: dict[str, str]
     """The API's names of the own fields, all but the envelope's, and ours."""
+    spoken_for: frozenset[str]
+    """Names among `params` that need a look: reserved ones, those of `arguments`, and the client's e-mail."""
     check: Callable[[Any], None]
     """Checks the fields of a new record, in order."""
     known: Callable[[Any], dict[str, object]]
     """The own fields that are set, in the API's words."""
+    own: Callable[[Any], msgspec.Struct] | None
+    """The same as a struct, which costs less to make and to encode; None where a class adds to what is known."""
 
 
 class _Plans(dict[type, _Plan]):
@@ -39,43 +70,62 @@ class _Plans(dict[type, _Plan]):
         checks = {field.name: rule_of(field.type).check for field in fields}
         required = frozenset(field.name for field in fields if field.required)
         arguments = {field.encode_name: field.name for field in fields if field.name not in _ENVELOPE}
-        self[cls] = plan = _Plan(checks, required, arguments, *_written_out(checks, required, arguments))
+        spoken_for = RESERVED.union(arguments, ["email"])
+        check, known, own = _written_out(checks, required, arguments)
+        if getattr(cls, "known", None) is not Checked.known:
+            own = None
+        self[cls] = plan = _Plan(checks, required, arguments, spoken_for, check, known, own)
+        if issubclass(cls, Record):
+            kinds.add(cls)
         return plan
 
 
 plans: Final = _Plans()
+kinds: Final[set[type]] = set()
+"""Classes of records made so far; `isinstance` would ask the metaclass, at six times the price."""
 
 
-def _written_out(checks: dict[str, Check], required: frozenset[str], arguments: dict[str, str]) -> tuple[Any, Any]:
-    """`check` and `known` of a plan, a line per field, as one would write them by hand for each class.
+def _written_out(checks: dict[str, Check], required: frozenset[str], arguments: dict[str, str]) -> tuple[Any, Any, Any]:
+    """`check`, `known` and `own` of a plan, a line per field, as one would write them by hand for each class.
 
     As loops over the fields they were a third of what tracking costs.
     """
     source = ["def check(record):"]
-    names: dict[str, object] = {"look_at": _look_at}
+    names: dict[str, object] = {"keep": force_setattr, "missing": _missing}
     for name, check in checks.items():
         names |= {f"check_{name}": check, f"kind_{name}": getattr(check, "passes", None)}
         passes = [] if name in required else ["value is None"]
         if hasattr(check, "passes"):
             good = getattr(check, "good", None)
             passes.append(f"type(value) is kind_{name}" + (f" and {good}" if good else ""))
-        source.append(f" value = record.{name}")
-        source.append(f" if not ({' or '.join(passes)}): look_at(record, {name!r}, value, check_{name})")
-    source += ["def known(record):", " said = {}"]
+        source += [
+            f" value = record.{name}",
+            f" if not ({' or '.join(passes)}):",
+            f"  if value is None: missing({name!r})",
+            f"  kept = check_{name}(value, {name!r})",
+            f"  if kept is not value: keep(record, {name!r}, kept)",
+        ]
+    first = dict(takewhile(lambda item: item[1] in required, arguments.items()))
+    always = ", ".join(f"{key!r}: record.{name}" for key, name in first.items())
+    source += ["def known(record):", f" said = {{{always}}}"]
     for key, name in arguments.items():
-        source.append(f" if (value := record.{name}) is not None: said[{key!r}] = value")
+        if key not in first:
+            source.append(f" if (value := record.{name}) is not None: said[{key!r}] = value")
     source.append(" return said")
+    names["Own"] = msgspec.defstruct(
+        "Own",
+        [(name, Any, None) for name in arguments.values()],
+        rename={name: key for key, name in arguments.items()},
+        omit_defaults=True,
+        gc=False,
+    )
+    source.append(f"def own(record): return Own({', '.join(f'record.{name}' for name in arguments.values())})")
     exec("\n".join(source), names)  # noqa: S102  nothing in it but names of fields
-    return names["check"], names["known"]
+    return names["check"], names["known"], names["own"]
 
 
-def _look_at(record: Any, name: str, value: object, check: Check) -> None:
-    """Checks a field whose type alone does not say that it is good."""
-    if value is None:
-        raise InvalidRecord(name, "is required")
-    kept = check(value, name)
-    if kept is not value:
-        force_setattr(record, name, kept)
+def _missing(name: str) -> NoReturn:
+    raise InvalidRecord(name, "is required")
 
 
 def no_known_keys(free: Mapping[str, object], field: str, arguments: Mapping[str, str]) -> None:
@@ -120,6 +170,10 @@ class Record(_Whose, frozen=True, kw_only=True):
     def wire(self, time: str, salt: str) -> dict[str, object]:
         """This record in the API's words."""
         raise NotImplementedError
+
+    def _encoded(self, time: str, salt: str) -> bytes:
+        """`wire` as JSON."""
+        return encode(self.wire(time, salt))
 
     def replace(self, **changes: Any) -> Self:
         """The same record with some fields changed, checked anew; None takes an optional one out."""

@@ -90,7 +90,6 @@ _KNOWN: Final[dict[Any, tuple[Schema, str]]] = {
     money.money: (_MONEY, "money"),
     money.discount: (_MONEY, "money, above 0"),
     params.json_object: ({"type": "object"}, "keys of your own"),
-    params.params: ({"type": "object"}, "keys of your own"),
     clients.client: ({"type": "object"}, "client"),
 }
 

@@ -20,6 +20,16 @@ Salts = Callable[[int], str]
 _HEX: Final = tuple("0123456789abcdef")
 
 
+class _Last:
+    """The millisecond of a thread's last salt, and the salts of it that are left."""
+
+    __slots__ = ("ms", "rest")
+
+    def __init__(self) -> None:
+        self.ms: int = -1
+        self.rest: Iterator[str] = iter(())
+
+
 class TimeOrdered(threading.local):
     """Salts in the form of a UUID version 7: sorted by time, each larger than the thread's last, random at the end.
 
@@ -31,16 +41,19 @@ class TimeOrdered(threading.local):
         self.reseed()
 
     def reseed(self) -> None:
-        self._ms = -1
-        self._rest: Iterator[str] = iter(())
+        self._last = _Last()
 
-    def __call__(self, ms: int) -> str:
-        if ms <= self._ms:  # the same millisecond, or a clock set back: count on
-            for salt in self._rest:
+    def at(self, ms: int) -> str:
+        """The salt of a record stamped at so many milliseconds since 1970."""
+        last = self._last  # looked up once: what is local to a thread is slow to find
+        if ms <= last.ms:  # the same millisecond, or a clock set back: count on
+            for salt in last.rest:
                 return salt
-            ms = self._ms + 1
-        self._ms, self._rest = ms, _salts_of(ms)
-        return next(self._rest)
+            ms = last.ms + 1
+        last.ms, last.rest = ms, _salts_of(ms)
+        return next(last.rest)
+
+    __call__ = at
 
 
 def _salts_of(ms: int) -> Iterator[str]:

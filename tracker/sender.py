@@ -91,16 +91,13 @@ class Sender:
         if self._thread is None and self._locks_of is not threading.Lock:
             self._make_locks()  # gevent has patched since: the locks of threads do not tell greenlets apart
         with self.lock:
-            account.tracked += 1
-            receipt._number = account.tracked
+            account.tracked = receipt._number = account.tracked + 1
             if self._ended:
                 account.fail(receipt, "closed", "tracked after the process had flushed what it tracked")
                 return
-            if not account.has_room(size) and not self._make_room(account, size, told := []):
+            if not account.enter(size) and not (self._make_room(account, size, told := []) and account.enter(size)):
                 account.fail(receipt, "full", f"refused: {account.room()}")
                 return
-            account.waiting += 1
-            account.waiting_bytes += size
             receipt._account = account
             line = self._lines[receipt._path]
             line.waiting.append(receipt)

@@ -8,8 +8,8 @@ import msgspec
 from tracker import wire
 from tracker.errors import InvalidRecord
 from tracker.receipt import Receipt
-from tracker.record import Record
-from tracker.salt import Salts
+from tracker.record import Record, encode
+from tracker.salt import Salts, TimeOrdered
 from tracker.time import Clock, datetime_ms, format_ms
 
 MAX_BODY: Final = 1_000_000
@@ -18,8 +18,6 @@ _STEP_MS: Final = 500  # above it the clock was set; below it drifts or is slewe
 
 Redact = Callable[[dict[str, object]], dict[str, object]]
 """Takes out of a record what must not be sent."""
-
-_encode: Final = msgspec.json.Encoder(decimal_format="number").encode
 
 
 class _Stamp(msgspec.Struct, rename="camel"):
@@ -32,24 +30,25 @@ class Stamper:
     """Stamps records with one clock, and notices when that clock is set."""
 
     def __init__(self, clock: Clock, salts: Salts) -> None:
-        self.clock = clock
-        self._salts = salts
+        self.clock: Clock = clock
+        self._salts: Salts = salts.at if isinstance(salts, TimeOrdered) else salts  # a method is quicker to call
         self._offset_ms = clock.wall_ms() - clock.boot_ms()
 
-    def __call__(self, record: Record, redact: Redact | None = None) -> Receipt:
+    def stamp(self, record: Record, redact: Redact | None = None) -> Receipt:
         """The record, encoded once and for all. Raises `InvalidRecord` when no request could hold it."""
-        wall_ms = self.clock.wall_ms()
-        offset_ms = self._offset_ms
-        if not -_STEP_MS <= wall_ms - self.clock.boot_ms() - offset_ms <= _STEP_MS:
+        clock, offset_ms = self.clock, self._offset_ms
+        wall_ms = clock.wall_ms()
+        if abs(wall_ms - clock.boot_ms() - offset_ms) > _STEP_MS:
             wall_ms, offset_ms = self._look_again()
         given = record.time
         time = format_ms(wall_ms if given is None else datetime_ms(given))
         salt = record.salt or self._salts(wall_ms)
-        said = record.wire(time, salt)
-        body = _encode(said if redact is None else redact(said))
+        body = record._encoded(time, salt) if redact is None else encode(redact(record.wire(time, salt)))
         if len(body) > MAX_BODY - 2:
             raise InvalidRecord("record", f"must encode to at most {MAX_BODY - 2} bytes: no request could hold it")
         return Receipt(record.path, body, time, salt, given is not None, offset_ms)
+
+    __call__ = stamp
 
     def again(self, path: str, body: bytes) -> Receipt:
         """A record that was stamped and encoded earlier, maybe in another process: its time counts as given."""

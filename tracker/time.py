@@ -8,7 +8,9 @@ understood and never rewritten.
 import re
 import time as _time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final, Protocol
 
 _FOREIGN: Final = re.compile(
@@ -44,15 +46,16 @@ class SystemClock:
                 self._boot_id = file.read().strip()
         except OSError:
             self._boot_id = str(uuid.uuid4())
-        self._boot_clock = getattr(_time, "CLOCK_BOOTTIME", None)
+        boot_clock = getattr(_time, "CLOCK_BOOTTIME", None)
+        self._boot_ns: Callable[[], int] = (
+            _time.monotonic_ns if boot_clock is None else partial(_time.clock_gettime_ns, boot_clock)
+        )
 
     def wall_ms(self) -> int:
         return _time.time_ns() // 1_000_000
 
     def boot_ms(self) -> int:
-        if self._boot_clock is None:
-            return _time.monotonic_ns() // 1_000_000
-        return _time.clock_gettime_ns(self._boot_clock) // 1_000_000
+        return self._boot_ns() // 1_000_000
 
     def boot_id(self) -> str:
         return self._boot_id

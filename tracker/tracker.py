@@ -34,7 +34,7 @@ from tracker.clients import Client
 from tracker.errors import InvalidRecord, MissingArgument
 from tracker.privacy import BeforeRecord, Redaction, show, shown
 from tracker.receipt import Counters, OnError, Receipt, callbacks, settled
-from tracker.record import Record
+from tracker.record import Record, kinds
 from tracker.sender import Sender
 from tracker.stamp import Stamper
 from tracker.time import Clock, SystemClock
@@ -211,7 +211,7 @@ class Tracker:
         `record` is any class of `tracker.events`, or a `Transaction`. Raises `InvalidRecord` for a wrong argument
         and never for a collector that is away, full or broken: the receipt, `on_error` and `counters` tell.
         """
-        if not isinstance(record, Record):
+        if type(record) not in kinds and not isinstance(record, Record):
             raise InvalidRecord("record", f"must be an event or a Transaction, not {kind_of(record)}", record)
         if time is not None or salt is not None:
             record = msgspec.structs.replace(record, time=time or record.time, salt=salt or record.salt)
@@ -232,15 +232,15 @@ class Tracker:
                     return receipt
                 if not isinstance(kept, Record):
                     raise TypeError(f"before_record must return a record or None, not {kind_of(kept)}")
-                receipt = stamper(kept, self._redact)
+                receipt = stamper.stamp(kept, self._redact)
             except Exception as error:  # the sale must not pay for it, and what was to be hidden must not leave
-                receipt = stamper(record, self._redact)
+                receipt = stamper.stamp(record, self._redact)
                 message = f"before_record failed with {type(error).__name__}: the record was dropped"
                 self._account.turn_away(receipt, "before_record", message)
                 self._say_once(message)
                 return receipt
         else:
-            receipt = stamper(record, self._redact)
+            receipt = stamper.stamp(record, self._redact)
         if self._debug:
             show(receipt)
         return receipt

@@ -58,6 +58,14 @@ class Account:
         """Whether a record of so many bytes fits beside what waits."""
         return self.waiting < self.max_records and self.waiting_bytes + size <= self.max_bytes
 
+    def enter(self, size: int) -> bool:
+        """Takes a place for a record of so many bytes; False when there is no room for it."""
+        waiting, waiting_bytes = self.waiting + 1, self.waiting_bytes + size
+        if waiting > self.max_records or waiting_bytes > self.max_bytes:
+            return False
+        self.waiting, self.waiting_bytes = waiting, waiting_bytes
+        return True
+
     def room(self) -> str:
         """What waits, for a message."""
         return f"{self.waiting} records of {self.waiting_bytes} bytes wait (see max_records, max_bytes)"

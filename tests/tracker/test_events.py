@@ -191,6 +191,34 @@ def test_nothing_but_the_required_keys_is_sent_unless_given(event_type):
     )
 
 
+FREE = [
+    None,
+    {},
+    {"terminal": "T-07"},
+    {"a": {}, "b": "{}}", "c": [], "zażółć 🫖": 'quote " and \\ and \u2028', "d": {"e": [1, 2.5, {"f": True}]}},
+    {"price": PRICE, "decimal": Decimal("0.10"), "uuid": UUID(int=1), "big": 2**63 - 1, "last": {"x": {}}},
+]
+
+
+@pytest.mark.parametrize("free", FREE)
+@pytest.mark.parametrize("label", [None, 'Label "7" ☕'])
+@pytest.mark.parametrize("event_type", TABLE)
+def test_the_short_way_to_bytes_says_exactly_what_the_long_way_says(event_type, label, free):
+    """Events whose fields are sent as they are go without the dict that hooks and assertions see."""
+    long_way = msgspec.json.Encoder(decimal_format="number").encode
+    for names in (REQUIRED.get(event_type, set()), None):
+        event = CLASSES[event_type](ANNA, label=label, params=free, **arguments(event_type, names))
+        assert event._encoded("2026-05-04T09:53:56.999Z", "s") == long_way(event.wire("2026-05-04T09:53:56.999Z", "s"))
+
+
+def test_a_large_record_leaves_nothing_behind_in_the_next_ones():
+    def said(filling: str) -> dict[str, object]:
+        return track("searched", params={"filling": filling, "more": {}})["params"]
+
+    for filling in ("x" * 900_000, "ą" * 5_000, "", "x" * 700, "{}"):
+        assert said(filling) == {"filling": filling, "more": {}}
+
+
 @pytest.mark.parametrize("event_type", TABLE)
 def test_none_means_not_given(event_type):
     optional = dict.fromkeys(set(TABLE[event_type]) - REQUIRED.get(event_type, set()))
