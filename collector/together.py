@@ -23,8 +23,6 @@ TURN_MAX: Final = 128
 GATHER_S: Final = 0.001
 """When requests came while others were being stored, more are on their way: so long they are waited for. Whoever waits
 for an answer before asking again never meets this."""
-ENOUGH: Final = 4
-"""So many waiting requests are worth a commit as they are, the more so as storing took long."""
 
 
 class Asked(NamedTuple):
@@ -103,8 +101,4 @@ class Together:
         finally:
             self._storing -= 1
             if self._waiting and not self._storing:
-                loop = asyncio.get_running_loop()
-                if sum(map(len, self._waiting.values())) < ENOUGH:
-                    loop.call_later(GATHER_S, self._turn)
-                else:
-                    loop.call_soon(self._turn)
+                asyncio.get_running_loop().call_later(GATHER_S, self._turn)
