@@ -81,13 +81,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.questions) - set(QUESTIONS):
         parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(QUESTIONS)}")
-    about, begun, results = surroundings(), time.monotonic(), []
+    about, begun, stolen, results = surroundings(), time.monotonic(), machine.Stolen(), []
     for name in arguments.questions or QUESTIONS:
         since = time.monotonic()
         result = answer(name, arguments.quick)
         result.seconds = time.monotonic() - since
         results.append(result)
         print(f"{name}: {result.seconds:.0f} s, {memory_mib(os.getpid()):.0f} MiB", file=sys.stderr)
+    about.append(f"- CPU time that the machine's host gave to others meanwhile (steal): {stolen}")
     text = document(results, about, "python -m " + " ".join(["benchmarks", *sys.argv[1:]]), time.monotonic() - begun)
     if arguments.quick or arguments.questions:
         print(text)
