@@ -133,6 +133,7 @@ class Buffer:
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _closing: bool = False
     _in_hand: dict[Lane, Batch] = field(default_factory=dict)
+    _ahead: dict[Lane, Ahead] = field(default_factory=dict)
     _parked: Parked = field(default_factory=Parked)
     _dead_salts: set[int] = field(default_factory=set)
     _dead_bytes: int = 0
@@ -363,12 +364,12 @@ class Buffer:
             # what goes aside takes room of its own until the rest of its chunk has left
             room = (self.sizes.usable - work.used_bytes()) // 4
             self._in_hand.pop(lane, None)
-            found = take(work, lane, limits, gate, self._parked, boot_ms, min(most, room), ahead)
+            found = take(work, lane, limits, gate, self._parked, boot_ms, ahead, min(most, room))
             if isinstance(found, Batch):
                 self._in_hand[lane] = found  # before anything else can be asked of the file
             return found
 
-        ahead = Ahead(lane)
+        ahead = self._ahead_of(lane)
         while isinstance(found := await self.run(unit, weight=3 * most, slow=True), Ahead):
             pass
         return found
@@ -589,7 +590,14 @@ class Buffer:
                     for listener in self._listeners:
                         listener(lane)
 
+    def _ahead_of(self, lane: Lane) -> Ahead:
+        if (ahead := self._ahead.get(lane)) is None:
+            ahead = self._ahead[lane] = Ahead(lane)
+        return ahead
+
     def _publish(self, work: Work) -> None:
+        for lane, state in work.lanes.items():
+            self._ahead_of(lane).follow(work, self._lanes.get(lane) or LaneState(lane, state.id))
         self._lanes.update(work.lanes)
         for name, change in work.ledger.items():
             self._ledger[name] = self._ledger.get(name, 0) + change

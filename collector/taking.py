@@ -2,9 +2,9 @@
 
 import sqlite3
 from array import array
+from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from itertools import islice
 from typing import Any, Final
 
 from collector.batcher import Aside, Dead, Gate, Limits, Wait, assemble
@@ -39,8 +39,8 @@ def take(
     gate: Gate,
     parked: Parked,
     boot_ms: int,
+    ahead: "Ahead",
     max_aside: int = 1 << 62,
-    ahead: "Ahead | None" = None,
 ) -> Batch | Wait | None:
     """The next batch of a lane: what waited aside and may leave now, else the head of the lane.
 
@@ -48,7 +48,6 @@ def take(
     About `max_aside` bytes may be set aside at once; where there is more to do, Wait says to come back now.
     Where there is no room for it at all the lane waits instead. What is in `ahead` is not read again.
     """
-    ahead = ahead or Ahead(lane)
     state = work.peek(lane)
     if state is None or not state.pending:
         return None
@@ -97,20 +96,44 @@ def take(
 
 
 class Ahead:
-    """The head of a lane, read in steps before it is taken: others need the connection meanwhile.
+    """The head of a lane in memory, so that a take need not read it.
 
-    Some hundreds of rows of a record or two, as they come in from many small requests, take milliseconds.
+    What comes into an empty lane stays here from its commit on; the rest is read in steps, because others need the
+    connection meanwhile: some hundreds of rows of a record or two, as small requests leave them, take milliseconds.
     """
 
     STEP: Final = 64
     """Rows read at a stretch."""
+    RECORDS: Final = 1000
+    BYTES: Final = 512 * 1024
+    """So much is kept of what comes: about a request's worth."""
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
-        self._read: list[Chunk] = []
-        self._records = self._bytes = 0
         self._valid: tuple[sqlite3.Connection, int] | None = None
-        """The connection all this was read on, and the lane's revision then."""
+        """The connection all this is true for, and the lane's revision then."""
+        self._last = 0
+        """The row up to which the lane's rows are here, or gone."""
+        self._chunks: deque[Chunk] = deque()
+        self._records = self._bytes = 0
+
+    def follow(self, work: Work, before: LaneState) -> None:
+        """A transaction was committed, and the lane was like this before it."""
+        after, conn = work.lanes[self._lane], work.conn
+        if before.pending == before.aside:
+            self._begin((conn, before.revision), before.id << SEQ_BITS | before.last_seq)
+        passed = work.passed.get(self._lane)
+        if self._valid != (conn, before.revision) or after.revision != before.revision + (passed is not None):
+            self._begin(None, 0)
+            return
+        self._valid = conn, after.revision
+        while passed is not None and self._chunks and self._chunks[0].id <= passed:
+            chunk = self._chunks.popleft()
+            self._records -= chunk.left
+            self._bytes -= len(chunk.body)
+        for chunk in work.added:
+            if chunk.lane == self._lane and chunk.id == self._last + 1 and not self._holds(self.RECORDS, self.BYTES):
+                self._add(chunk)
 
     def step(self, work: Work, limits: Limits) -> bool:
         """Read some more rows. True: a batch needs more than these yet; False: it may be taken."""
@@ -118,34 +141,46 @@ class Ahead:
         if state is None or state.aside or not state.pending:
             return False
         damaged: list[Row] = []
-        before = len(self._read)
         with closing(self._rest(work, state, damaged)) as rest:
-            for chunk in islice(rest, self.STEP):
-                self._read.append(chunk)
-                self._records += chunk.left
-                self._bytes += len(chunk.body)
-                if self._records >= limits.max_records or self._bytes >= limits.max_bytes:
-                    return False
+            rows = 0
+            while not (enough := self._holds(limits.max_records, limits.max_bytes)) and rows < self.STEP:
+                if (chunk := next(rest, None)) is None:
+                    break
+                self._add(chunk)
+                rows += 1
         if damaged:  # the take buries it
             self._valid = None
-        return len(self._read) - before == self.STEP and not damaged
+        return rows == self.STEP and not enough and not damaged
 
     def chunks(self, work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk, None, None]:
         """The lane's chunks in order; those that fail their checksum go to `damaged` instead."""
         rest = self._rest(work, state, damaged)
-        yield from self._read
+        yield from self._chunks
         yield from rest
 
     def _rest(self, work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk, None, None]:
-        """What was not read yet; all of it, where what was read is no longer what is there."""
+        """What is not here; all of it, where what is here is no longer what is there."""
         valid = work.conn, state.revision
         if valid != self._valid:
-            self._valid, self._read, self._records, self._bytes = valid, [], 0, 0
-        last = self._read[-1].id if self._read else (state.id << SEQ_BITS) - 1
-        return _chunks(work, state, damaged, last, self._records)
+            self._begin(valid, (state.id << SEQ_BITS) - 1)
+        return _read(work, state, damaged, self._last, self._records)
+
+    def _begin(self, valid: tuple[sqlite3.Connection, int] | None, last: int) -> None:
+        self._valid, self._last = valid, last
+        self._chunks = deque()
+        self._records = self._bytes = 0
+
+    def _holds(self, records: int, size: int) -> bool:
+        return self._records >= records or self._bytes >= size
+
+    def _add(self, chunk: Chunk) -> None:
+        self._chunks.append(chunk)
+        self._last = chunk.id
+        self._records += chunk.left
+        self._bytes += len(chunk.body)
 
 
-def _chunks(work: Work, state: LaneState, damaged: list[Row], last: int, seen: int) -> Generator[Chunk, None, None]:
+def _read(work: Work, state: LaneState, damaged: list[Row], last: int, seen: int) -> Generator[Chunk, None, None]:
     """The lane's chunks after the one that is `last`, in order; `seen` records are in those up to it."""
     rows = work.conn.execute(
         "SELECT c.id, c.accepted_ms, c.crc, c.runs, c.ends, c.body, g.bits, c.n FROM chunks c "

@@ -98,6 +98,10 @@ class Work:
         """Records newly parked: lane, row of `aside`, when they may be tried again, time since boot in ms."""
         self.only_adds = False
         """Whether this transaction does nothing but put records at the end of lanes."""
+        self.added: list[Chunk] = []
+        """Chunks put at the end of lanes, in order."""
+        self.passed: dict[Lane, int] = {}
+        """The last of the rows that were removed from the head of a lane, all of them and whole."""
         self._committed = lanes
         self.lanes: dict[Lane, LaneState] = {}
         """The lanes this transaction touched, as they will be."""
@@ -106,9 +110,10 @@ class Work:
         """A function that puts the counts back as they are now; the rows are the savepoint's business."""
         ledger, lanes = Counter(self.ledger), {lane: msgspec.structs.replace(s) for lane, s in self.lanes.items()}
         dead_bytes, salts, parked = self.dead_bytes, set(self.new_dead_salts), list(self.parked)
+        added, passed = list(self.added), dict(self.passed)
 
         def undo() -> None:
-            self.ledger, self.lanes = ledger, lanes
+            self.ledger, self.lanes, self.added, self.passed = ledger, lanes, added, passed
             self.dead_bytes, self.new_dead_salts, self.parked = dead_bytes, salts, parked
 
         return undo
@@ -154,14 +159,16 @@ class Work:
         """Put records at the end of a lane; they count as pending. `ends` where it is known what `ends_of` gives."""
         state = self.lane(lane)
         state.last_seq += 1
-        body, packed, cuts = b",".join(records), encode_runs(runs), (ends or ends_of(records)).tobytes()
+        ends = ends or ends_of(records)
+        chunk = Chunk(state.id << SEQ_BITS | state.last_seq, lane, b",".join(records), ends, tuple(runs), accepted_ms)
+        packed, cuts = encode_runs(runs), ends.tobytes()
         self.conn.execute(
             "INSERT INTO chunks (id, n, accepted_ms, crc, runs, ends, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (state.id << SEQ_BITS | state.last_seq, len(records), accepted_ms, crc_of(packed, cuts, body),
-             packed, cuts, body),
-        )  # fmt: skip
+            (chunk.id, len(records), accepted_ms, crc_of(packed, cuts, chunk.body), packed, cuts, chunk.body),
+        )
+        self.added.append(chunk)
         state.pending += len(records)
-        state.bytes += len(body) + 1 - len(records)
+        state.bytes += len(chunk.body) + 1 - len(records)
         self.ledger["pending"] += len(records)
 
     def peek(self, lane: Lane) -> LaneState | None:
@@ -189,6 +196,7 @@ class Work:
             return 0
         self.only_adds = False
         self.conn.execute("DELETE FROM chunks WHERE id BETWEEN ? AND ?", (begin, last))
+        self.passed[part.lane] = last
         state = self.lane(part.lane)
         state.revision += 1
         state.pending -= part.count

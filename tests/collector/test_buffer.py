@@ -7,8 +7,10 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
 import pytest
@@ -17,7 +19,8 @@ from collector import deadletters, schema, search
 from collector.admission import Sizes
 from collector.batcher import Aside, Batch, Dead, Delivered, Gate, Limits, Wait
 from collector.buffer import Buffer, BufferInUse, BufferUnusable, DeadLettersFull, Full, Unknown
-from collector.kinds import Lane
+from collector.chunks import Chunk
+from collector.kinds import Lane, Run
 from collector.work import Work
 from tests.collector.buffers import ANYTIME, BULK, EMAIL, LIMITS, SALES, T0, UUID, adds_up, parcel, record
 
@@ -235,6 +238,7 @@ async def trickle(buffer: Buffer, salts: list[str]) -> None:
 async def test_a_record_does_not_wait_until_hundreds_of_rows_are_taken(opened: Opener, path: Path) -> None:
     async with opened(path) as buffer:
         await trickle(buffer, small(300))
+    async with opened(path) as buffer:  # nothing of it is in memory any more
         order: list[str] = []
         taking = asyncio.create_task(take(buffer))
         taking.add_done_callback(lambda _: order.append("taken"))
@@ -248,21 +252,105 @@ async def test_a_record_does_not_wait_until_hundreds_of_rows_are_taken(opened: O
 
 
 @pytest.mark.parametrize("erased", [0, 10, 63, 64, 150, 299])
+@pytest.mark.parametrize("in_memory", [True, False])
 async def test_what_leaves_a_lane_while_its_rows_are_read_is_not_in_the_batch(
-    opened: Opener, path: Path, erased: int
+    opened: Opener, path: Path, in_memory: bool, erased: int
 ) -> None:
-    async with opened(path) as buffer:
+    async with AsyncExitStack() as stack:
         salts = small(300)
+        buffer = await stack.enter_async_context(opened(path))
         await trickle(buffer, salts)
+        if not in_memory:
+            await stack.aclose()
+            buffer = await stack.enter_async_context(opened(path))
         forgetting = asyncio.create_task(search.forget(buffer, search.Query(salt=salts[erased])))
-        rounds = 0
         while not forgetting.done():  # so that one of the takes is under way when it happens
             buffer.release(await take(buffer))
-            rounds += 1
-        assert rounds > 1
         await forgetting
         assert await everything(buffer) == [record(salt) for i, salt in enumerate(salts) if i != erased]
         assert buffer.ledger()["discarded"] == 1
+
+
+@pytest.fixture
+def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids of the rows whose bytes were read from the file."""
+    load, ids = Chunk.load, list[int]()
+
+    def counted(row: Any, lane: Lane) -> Chunk | None:
+        ids.append(row[0])
+        return load(row, lane)
+
+    monkeypatch.setattr(Chunk, "load", counted)
+    return ids
+
+
+async def test_what_leaves_as_it_comes_is_not_read_from_the_file(
+    opened: Opener, path: Path, rows_read: list[int]
+) -> None:
+    async with opened(path) as buffer:
+        salts, sent = iter(small(100)), []
+        for _ in range(5):
+            await trickle(buffer, list(islice(salts, 7)))
+            batch = await take(buffer)
+            await trickle(buffer, list(islice(salts, 3)))  # while it is on its way
+            await buffer.settle([(batch, Delivered())])
+            sent += [batch.record(i) for i in range(batch.count)]
+        assert sent + await everything(buffer) == [record(salt) for salt in small(50)]
+        assert not rows_read
+        await trickle(buffer, ["kept"])
+    async with opened(path) as buffer:
+        assert await everything(buffer) == [record("kept")]
+        assert len(rows_read) == 1
+
+
+async def test_of_a_backlog_a_request_s_worth_is_kept_in_memory(
+    opened: Opener, path: Path, rows_read: list[int]
+) -> None:
+    salts = small(1500)
+    async with opened(path) as buffer:
+        for start in range(0, 1500, 50):
+            await buffer.append([parcel([record(salt) for salt in salts[start : start + 50]])])
+        await buffer.settle([((batch := await take(buffer)), Delivered())])
+        await trickle(buffer, ["new"])  # there is room for it, but not for what stands before it
+        sent = [batch.record(i) for i in range(batch.count)] + await everything(buffer)
+        assert sent == [record(salt) for salt in [*salts, "new"]]
+        assert len(set(rows_read)) == 11
+
+
+@pytest.mark.parametrize("new", [[], ["new"]])
+async def test_what_an_errored_commit_removed_is_not_sent_from_memory(
+    opened: Opener, path: Path, new: list[str]
+) -> None:
+    async with opened(path) as buffer:
+        await trickle(buffer, ["old", "kept"])
+        batch = await take(buffer, limits=Limits(1, 10_000))
+
+        def fails(_: float) -> None:
+            buffer.on_commit = None
+            raise sqlite3.OperationalError("disk I/O error")
+
+        buffer.on_commit = fails  # told when the rows are gone already
+        with pytest.raises(Unknown):
+            await buffer.settle([(batch, Delivered())])
+        await trickle(buffer, new)
+        assert await everything(buffer) == [record(salt) for salt in ["kept", *new]]
+        assert adds_up(buffer.ledger())
+
+
+async def test_what_left_the_middle_of_a_lane_is_not_sent_from_memory(opened: Opener, path: Path) -> None:
+    async with opened(path) as buffer:
+        lanes = {EMAIL: "a@example.com", UUID: "b@example.com"}
+        for lane, email in lanes.items():
+            await buffer.append([parcel([record(f"{lane}{i}", email=email)], lane) for i in range(3)])
+            await buffer.append([parcel([record(f"{lane}{i}", email=email)], lane) for i in range(3, 6)])
+        for lane in lanes:
+            batch = await take(buffer, lane)
+            await buffer.settle([(batch.pick([1]), Delivered()), (batch.pick([4]), Dead("refused"))])
+            buffer.release(batch)
+        for lane, email in lanes.items():
+            await buffer.append([parcel([record(f"{lane}6", email=email)], lane)])
+        for lane, email in reversed(lanes.items()):
+            assert await everything(buffer, lane) == [record(f"{lane}{i}", email=email) for i in (0, 2, 3, 5, 6)]
 
 
 @pytest.mark.parametrize("missing", [(), (0,), (3,), (4,), (9,), (0, 1), (3, 7)])
@@ -298,10 +386,10 @@ async def test_a_row_that_took_the_place_of_a_sent_one_is_not_deleted_for_it(ope
 async def test_an_exception_in_a_unit_undoes_that_unit_alone(opened: Opener, path: Path) -> None:
     async with opened(path) as buffer:
 
-        def fails(work: object) -> None:
-            buffer_work = work
-            buffer_work.ledger["lost"] += 7  # type: ignore[attr-defined]
-            buffer_work.conn.execute("INSERT INTO meta VALUES ('x', 1)")  # type: ignore[attr-defined]
+        def fails(work: Work) -> None:
+            work.ledger["lost"] += 7
+            work.conn.execute("INSERT INTO meta VALUES ('x', 1)")
+            work.insert_chunk(EMAIL, [record("undone")], [Run(1, T0, None, 0)], T0)
             raise RuntimeError("mine")
 
         results = await asyncio.gather(
@@ -313,6 +401,7 @@ async def test_an_exception_in_a_unit_undoes_that_unit_alone(opened: Opener, pat
         assert await buffer.run(
             lambda work: work.conn.execute("SELECT count(*) FROM meta WHERE name = 'x'").fetchone()
         ) == (0,)
+        assert await everything(buffer) == [record("s")]
 
 
 # -- bounds -------------------------------------------------------------------------------------
@@ -455,6 +544,7 @@ async def test_a_damaged_chunk_is_buried_and_the_others_flow(opened: Opener, pat
             work.conn.execute("UPDATE chunks SET body = CAST(replace(body, 'bad1', 'BAD1') AS BLOB) WHERE n = 2")  # type: ignore[attr-defined]
 
         await buffer.run(damage)
+    async with opened(path) as buffer:  # what came in lately is in memory, unharmed
         assert await everything(buffer) == [record("good")]
         assert buffer.ledger()["dead"] == 2
         assert await deadletters.retry(buffer, None, force=True) == 0, "damaged bytes are never sent"

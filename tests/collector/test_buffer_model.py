@@ -153,6 +153,17 @@ class BufferMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.in_hand is not None)
     @rule()
+    def deliver(self) -> None:
+        """All that is left of it, as one part where that is possible."""
+        assert self.in_hand is not None
+        self.run(self.buffer.settle([(self.in_hand.pick(self.left), Delivered())]))
+        for index in self.left:
+            self.pending.remove(self.in_hand.record(index))
+        self.delivered += len(self.left)
+        self.in_hand = None
+
+    @precondition(lambda self: self.in_hand is not None)
+    @rule()
     def release(self) -> None:
         assert self.in_hand is not None
         self.buffer.release(self.in_hand)
