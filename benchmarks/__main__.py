@@ -38,7 +38,6 @@ def surroundings() -> list[str]:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return [
         f"- Machine: {os.cpu_count()} cores of {model}, {platform.system()} {platform.release()}; load before: {load}",
-        machine.about(),
         f"- Versions: Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {versions}",
         f"- Date: {datetime.now(UTC):%Y-%m-%d}",
     ]
@@ -46,11 +45,7 @@ def surroundings() -> list[str]:
 
 def document(results: list[Result], about: list[str], command: str, seconds: float) -> str:
     goals = [goal for result in results for goal in result.goals]
-    denominators = [each for result in results for each in result.denominators]
-    high = [
-        f"{each.what}: {report.number(each.value)}, expected {report.number(each.like)}"
-        for each in denominators if not each.valid
-    ]  # fmt: skip
+    high = [line for result in results for line in result.too_high()]
     lines = [
         "# Results", "",
         f"Written by `{command}` in {seconds / 60:.0f} minutes. Medians, with the lowest and highest run in brackets.",
@@ -82,13 +77,16 @@ def main() -> None:
     if unknown := set(arguments.questions) - set(QUESTIONS):
         parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(QUESTIONS)}")
     about, begun, stolen, results = surroundings(), time.monotonic(), machine.Stolen(), []
+    weighed = [machine.weigh()]
     for name in arguments.questions or QUESTIONS:
         since = time.monotonic()
         result = answer(name, arguments.quick)
         result.seconds = time.monotonic() - since
+        weighed.append(machine.weigh())
+        result.slowness = machine.between(*weighed[-2:])
         results.append(result)
         print(f"{name}: {result.seconds:.0f} s, {memory_mib(os.getpid()):.0f} MiB", file=sys.stderr)
-    about.append(f"- CPU time that the machine's host gave to others meanwhile (steal): {stolen}")
+    about += [machine.about(weighed), f"- {stolen}"]
     text = document(results, about, "python -m " + " ".join(["benchmarks", *sys.argv[1:]]), time.monotonic() - begun)
     if arguments.quick or arguments.questions:
         print(text)

@@ -17,7 +17,6 @@ from typing import Any
 from benchmarks import report
 from benchmarks.baskets import transactions
 from benchmarks.lab import apart, scratch, until
-from benchmarks.machine import slowness
 from benchmarks.peers import events
 from benchmarks.peers.catalogue import EMBEDDED, PEERS, SIDECAR, Peer, Setting, described
 from benchmarks.peers.sink import Counts, Sink
@@ -141,9 +140,7 @@ def goal(what: str, ours: Row, others: Sequence[Row], bound: float, like_us: flo
         ratio = Figure.of([our.client / their.client for our, their in pairs])
         result.goals.append(Goal(f"{what} ({theirs.peer.name})", ratio.median, bound))
         result.denominators.append(
-            Denominator(
-                f"{theirs.peer.name}, client CPU us an event", theirs.client.median, like_us * slowness("interpreter")
-            )
+            Denominator(f"{theirs.peer.name}, client CPU us an event", theirs.client.median, like_us, "interpreter")
         )
 
 

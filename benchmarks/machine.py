@@ -2,15 +2,15 @@
 
 A denominator that is far above what it was there makes every ratio look good, so a run with one is not valid. But
 machines differ, and one that is slow at everything is slow at numerator and denominator alike. So the machine is
-weighed first, with work that has nothing to do with us: the standard library, a bare commit, a bare socket.
+weighed, with work that has nothing to do with us: the standard library, a bare commit, a bare socket. Before and after
+each question, because a virtual machine may be twice as fast half an hour later.
 """
 
 import asyncio
-import functools
 import statistics
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -22,11 +22,14 @@ LIKE_US: Final[dict[Work, float]] = {"interpreter": 2.65 + 1.40, "disk": 83.0, "
 """CPU there: uuid4 and isoformat; a commit of one row, FULL; a request of 500 records to a bare asyncio protocol."""
 
 
-@functools.cache
-def slowness(work: Work) -> float:
-    """How many times as long this machine takes; measured once in a run."""
+def weigh() -> dict[Work, float]:
+    """How many times as long this machine takes, now."""
     measured: dict[Work, Callable[[], float]] = {"interpreter": _interpreter, "disk": _disk, "network": _network}
-    return statistics.median(measured[work]() for _ in range(5)) / LIKE_US[work]
+    return {work: statistics.median(measured[work]() for _ in range(3)) / LIKE_US[work] for work in LIKE_US}
+
+
+def between(before: dict[Work, float], after: dict[Work, float]) -> dict[Work, float]:
+    return {work: (before[work] + after[work]) / 2 for work in LIKE_US}
 
 
 def _interpreter(times: int = 20_000) -> float:
@@ -82,9 +85,15 @@ class Stolen:
     def __init__(self) -> None:
         self._before = _ticks()
 
-    def __str__(self) -> str:
+    @property
+    def share(self) -> float | None:
+        """Of the CPU time there was; None where it is not known."""
         spent = [after - before for before, after in zip(self._before, _ticks(), strict=True)]
-        return f"{spent[7] / max(sum(spent[:8]), 1):.1%}" if len(spent) > 7 else "not known here"
+        return spent[7] / max(sum(spent[:8]), 1) if len(spent) > 7 else None
+
+    def __str__(self) -> str:
+        share = "not known here" if self.share is None else f"{self.share:.1%}"
+        return f"CPU time that the machine's host gave to others meanwhile (steal): {share}"
 
 
 def _ticks() -> list[int]:
@@ -94,7 +103,8 @@ def _ticks() -> list[int]:
         return []
 
 
-def about() -> str:
+def about(weighed: Sequence[dict[Work, float]]) -> str:
     """A line for the results."""
-    weighed = ", ".join(f"{slowness(work):.2f} ({work})" for work in LIKE_US)
-    return f"- Times as slow as the machine the goals were set on: {weighed}"
+    ranges = {work: sorted(each[work] for each in weighed) for work in LIKE_US}
+    found = ", ".join(f"{low:.2f} to {high:.2f} ({work})" for work, (low, *_, high) in ranges.items())
+    return f"- Times as slow as the machine the goals were set on: {found}"

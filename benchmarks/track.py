@@ -12,7 +12,6 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.lab import apart, scratch
-from benchmarks.machine import slowness
 from benchmarks.peers.catalogue import LIBRARIES, MIXPANEL, PEERS, SIDECAR, SNOWPLOW, Peer, Setting, described
 from benchmarks.peers.sink import ANSWERS, HANGS, Sink
 from benchmarks.report import Denominator, Figure, Goal, Plot, Result, Table
@@ -108,11 +107,7 @@ def run(quick: bool) -> Result:
         ratio = Figure.of([our.cpu / their.cpu for our, their in pairs])
         result.goals.append(Goal("track() CPU, validated and stamped / snowplow-tracker's", ratio.median, 0.5))
         result.denominators.append(
-            Denominator(
-                "snowplow-tracker's track(), CPU us",
-                theirs[0].figure("cpu").median,
-                LIKE_US * slowness("interpreter"),
-            )
+            Denominator("snowplow-tracker's track(), CPU us", theirs[0].figure("cpu").median, LIKE_US, "interpreter")
         )
     return result
 
