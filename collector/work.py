@@ -186,13 +186,12 @@ class Work:
         begin, end = lane << SEQ_BITS, (lane + 1) << SEQ_BITS
         # whatever leaves a lane elsewhere than at its head is noted in `gone` until the head has passed it; so as many
         # rows, with as many records, are these very rows
-        (gaps,) = self.conn.execute(
-            "SELECT EXISTS (SELECT 1 FROM gone WHERE chunk >= ? AND chunk < ?)", (begin, end)
-        ).fetchone()
         found = self.conn.execute(
-            "SELECT count(*), total(n) FROM chunks WHERE id BETWEEN ? AND ?", (begin, last)
+            "SELECT count(*), total(n), EXISTS (SELECT 1 FROM gone WHERE chunk >= ?1 AND chunk < ?2) "
+            "FROM chunks WHERE id BETWEEN ?1 AND ?3",
+            (begin, end, last),
         ).fetchone()
-        if gaps or found != (len(part.spans), part.count):
+        if found != (len(part.spans), part.count, 0):
             return 0
         self.only_adds = False
         self.conn.execute("DELETE FROM chunks WHERE id BETWEEN ? AND ?", (begin, last))

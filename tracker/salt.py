@@ -53,8 +53,6 @@ class TimeOrdered(threading.local):
         last.ms, last.rest = ms, _salts_of(ms)
         return next(last.rest)
 
-    __call__ = at
-
 
 def _salts_of(ms: int) -> Iterator[str]:
     """All salts of a millisecond, in order."""
@@ -63,10 +61,11 @@ def _salts_of(ms: int) -> Iterator[str]:
     return map("".join, product((head,), _HEX, _HEX, _HEX, (tail,)))
 
 
-fresh: Final = TimeOrdered()
+_ours: Final = TimeOrdered()
+fresh: Final[Salts] = _ours.at
 """The salts of this process."""
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=fresh.reseed)
+    os.register_at_fork(after_in_child=_ours.reseed)
 
 
 def derive(*parts: str | int, prefix: str = "") -> str:

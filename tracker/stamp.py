@@ -9,7 +9,7 @@ from tracker import wire
 from tracker.errors import InvalidRecord
 from tracker.receipt import Receipt
 from tracker.record import Record, encode
-from tracker.salt import Salts, TimeOrdered
+from tracker.salt import Salts
 from tracker.time import Clock, datetime_ms, format_ms
 
 MAX_BODY: Final = 1_000_000
@@ -31,7 +31,7 @@ class Stamper:
 
     def __init__(self, clock: Clock, salts: Salts) -> None:
         self.clock: Clock = clock
-        self._salts: Salts = salts.at if isinstance(salts, TimeOrdered) else salts  # a method is quicker to call
+        self._salts: Salts = salts
         self._offset_ms = clock.wall_ms() - clock.boot_ms()
 
     def stamp(self, record: Record, redact: Redact | None = None) -> Receipt:
@@ -47,8 +47,6 @@ class Stamper:
         if len(body) > MAX_BODY - 2:
             raise InvalidRecord("record", f"must encode to at most {MAX_BODY - 2} bytes: no request could hold it")
         return Receipt(record.path, body, time, salt, given is not None, offset_ms)
-
-    __call__ = stamp
 
     def again(self, path: str, body: bytes) -> Receipt:
         """A record that was stamped and encoded earlier, maybe in another process: its time counts as given."""

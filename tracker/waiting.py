@@ -60,10 +60,10 @@ class Account:
 
     def enter(self, size: int) -> bool:
         """Takes a place for a record of so many bytes; False when there is no room for it."""
-        waiting, waiting_bytes = self.waiting + 1, self.waiting_bytes + size
-        if waiting > self.max_records or waiting_bytes > self.max_bytes:
+        if not self.has_room(size):
             return False
-        self.waiting, self.waiting_bytes = waiting, waiting_bytes
+        self.waiting += 1
+        self.waiting_bytes += size
         return True
 
     def room(self) -> str:

@@ -66,7 +66,7 @@ class World:
 
     def __init__(self, skew_ms: int = 0) -> None:
         self.skew_ms = skew_ms
-        self.salts = TimeOrdered()
+        self.salts = TimeOrdered().at
         self.made: dict[str, Made] = {}
         self._requests = 0
         self._buffers: list[Any] = []
@@ -203,7 +203,7 @@ def stamp(machine: Machine, given_ms: int | None = None) -> Receipt:
     """A record as a tracker on this machine makes it."""
     world = machine.world
     given = None if given_ms is None else datetime.fromtimestamp(given_ms / 1000, UTC)
-    receipt = machine.stamper(Custom(client=Client(email="anna@example.com"), action="a.b", time=given))
+    receipt = machine.stamper.stamp(Custom(client=Client(email="anna@example.com"), action="a.b", time=given))
     world.made[receipt.salt] = Made(world.now, None if given_ms is None else receipt.time)
     if given_ms is not None:
         assert abs(parse_ms(receipt.time) - given_ms) <= 1
