@@ -45,7 +45,7 @@ def surroundings() -> list[str]:
 
 def document(results: list[Result], about: list[str], command: str, seconds: float) -> str:
     goals = [goal for result in results for goal in result.goals]
-    high = [line for result in results for line in result.too_high()]
+    high = [each for result in results for each in result.denominators if not each.valid]
     lines = [
         "# Results", "",
         f"Written by `{command}` in {seconds / 60:.0f} minutes. Medians, with the lowest and highest run in brackets.",
@@ -54,8 +54,8 @@ def document(results: list[Result], about: list[str], command: str, seconds: flo
     ]  # fmt: skip
     lines += ["## Goals", "", *report.goals_table(goals)] if goals else []
     if high:
-        lines += ["**Not valid**: denominators more than 30 % above what a machine of this speed should show:", ""]
-        lines += [f"- {line}" for line in high] + [""]
+        lines += ["**Not valid**: denominators more than 30 % above what a machine of this speed should show.", ""]
+        lines += [f"- {each}" for each in high] + [""]
     return "\n".join(lines) + "\n" + "\n".join(report.markdown(result) for result in results)
 
 
@@ -77,16 +77,13 @@ def main() -> None:
     if unknown := set(arguments.questions) - set(QUESTIONS):
         parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(QUESTIONS)}")
     about, begun, stolen, results = surroundings(), time.monotonic(), machine.Stolen(), []
-    weighed = [machine.weigh()]
     for name in arguments.questions or QUESTIONS:
         since = time.monotonic()
         result = answer(name, arguments.quick)
         result.seconds = time.monotonic() - since
-        weighed.append(machine.weigh())
-        result.slowness = machine.between(*weighed[-2:])
         results.append(result)
         print(f"{name}: {result.seconds:.0f} s, {memory_mib(os.getpid()):.0f} MiB", file=sys.stderr)
-    about += [machine.about(weighed), f"- {stolen}"]
+    about += [machine.about(), f"- {stolen}"]
     text = document(results, about, "python -m " + " ".join(["benchmarks", *sys.argv[1:]]), time.monotonic() - begun)
     if arguments.quick or arguments.questions:
         print(text)

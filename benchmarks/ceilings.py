@@ -12,15 +12,16 @@ import functools
 import sqlite3
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from aiohttp import ClientSession, web  # here: a server that first had to import it would count that as receiving
 
 from benchmarks import report
 from benchmarks.lab import Feeder, Listening, Sink, bodies, cpu_s, scratch
-from benchmarks.machine import Work
+from benchmarks.machine import LIKE_US, Work, slowness
 from benchmarks.report import Denominator, Figure, Result, Table
 
 LIKE = {"receive": 0.31, "decode": 1.06, "insert": 0.69, "read": 0.10, "post": 0.24, "delete": 0.19}
@@ -160,8 +161,23 @@ def sqlite_us(folder: Path, load: Sequence[bytes], per_request: int) -> dict[str
 # -- all of them ----------------------------------------------------------------------------------
 
 
-def measure(records: int = 60_000, per_request: int = 500) -> dict[str, float]:
+class Parts(NamedTuple):
     """One round of all parts, us CPU a record."""
+
+    us: dict[str, float]
+    weighed: dict[str, float]
+    """Over how slow the machine was meanwhile."""
+
+    @property
+    def ingest_us(self) -> float:
+        return self.us["receive"] + self.us["decode"] + self.us["insert"]
+
+    @property
+    def drain_us(self) -> float:
+        return self.us["read"] + self.us["post"] + self.us["delete"]
+
+
+def measure(records: int = 60_000, per_request: int = 500) -> Parts:
     load = bodies(records, per_request)
     with BareServer() as bare:
         found = {"receive": bare.request_us(load, 8) / per_request}
@@ -170,7 +186,8 @@ def measure(records: int = 60_000, per_request: int = 500) -> dict[str, float]:
         found |= sqlite_us(folder, load, per_request)
     thousands = bodies(records, 1000, seed=2)
     found["post"] = post_us(thousands) / 1000
-    return found
+    slow: dict[Work, float] = {work: slowness(work) for work in LIKE_US}
+    return Parts(found, {part: us / slow[BOUND_BY[part]] for part, us in found.items()})
 
 
 BOUND_BY: dict[str, Work] = {
@@ -179,16 +196,8 @@ BOUND_BY: dict[str, Work] = {
 }  # fmt: skip
 
 
-def denominator(part: str, samples: Sequence[float]) -> Denominator:
-    return Denominator(f"{part}, CPU us a record", Figure.of(samples).median, LIKE[part], BOUND_BY[part])
-
-
-def ingest_us(part: dict[str, float]) -> float:
-    return part["receive"] + part["decode"] + part["insert"]
-
-
-def drain_us(part: dict[str, float]) -> float:
-    return part["read"] + part["post"] + part["delete"]
+def denominator(part: str, rounds: Sequence[Parts]) -> Denominator:
+    return Denominator(f"{part}, CPU us a record", Figure.of([one.weighed[part] for one in rounds]), LIKE[part])
 
 
 def commit_ms(folder: Path, commits: int = 400) -> float:
@@ -207,15 +216,10 @@ def run(quick: bool) -> Result:
     table = Table("", ("Part", "CPU us a record", "on a like machine"))
     result = Result("What do the bare parts cost?", [table])
     for name, like in LIKE.items():
-        figure = Figure.of([one[name] for one in rounds])
-        table.rows.append((name, figure, like))
-        result.denominators.append(denominator(name, figure.samples))
-    sums: list[tuple[str, Callable[[dict[str, float]], float]]] = [
-        ("ingest, the sum", ingest_us),
-        ("drain, the sum", drain_us),
-    ]
-    for name, total in sums:
-        table.rows.append((name, Figure.of([total(one) for one in rounds]), ""))
+        table.rows.append((name, Figure.of([one.us[name] for one in rounds]), like))
+        result.denominators.append(denominator(name, rounds))
+    table.rows.append(("ingest, the sum", Figure.of([one.ingest_us for one in rounds]), ""))
+    table.rows.append(("drain, the sum", Figure.of([one.drain_us for one in rounds]), ""))
     return result
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks import report
 from benchmarks.baskets import transactions
 from benchmarks.lab import apart, scratch, until
+from benchmarks.machine import slowness
 from benchmarks.peers import events
 from benchmarks.peers.catalogue import EMBEDDED, PEERS, SIDECAR, Peer, Setting, described
 from benchmarks.peers.sink import Counts, Sink
@@ -74,6 +75,8 @@ class Sample:
     client: float
     beside: float
     wall: float
+    weighed: float
+    """`client` over how slow the machine was just then."""
 
 
 @dataclass
@@ -107,7 +110,8 @@ def once(peer: Peer, setting: Setting, sink: Sink, count: int, baskets: Sequence
         until(lambda: sink.counts.arrived >= WARM + count, f"{peer.name} has sent everything")
         wall = time.monotonic() - begun
         beside = program.cpu_s - before if program else 0.0
-    return Sample(*(seconds / count * 1e6 for seconds in (cpu, beside, wall)))
+    client, other, lasted = (seconds / count * 1e6 for seconds in (cpu, beside, wall))
+    return Sample(client, other, lasted, client / slowness("interpreter"))
 
 
 def best_setting(peer: Peer, sink: Sink, count: int) -> Setting:
@@ -140,7 +144,11 @@ def goal(what: str, ours: Row, others: Sequence[Row], bound: float, like_us: flo
         ratio = Figure.of([our.client / their.client for our, their in pairs])
         result.goals.append(Goal(f"{what} ({theirs.peer.name})", ratio.median, bound))
         result.denominators.append(
-            Denominator(f"{theirs.peer.name}, client CPU us an event", theirs.client.median, like_us, "interpreter")
+            Denominator(
+                f"{theirs.peer.name}, client CPU us an event",
+                Figure.of([sample.weighed for sample in theirs.samples]),
+                like_us,
+            )
         )
 
 

@@ -60,7 +60,7 @@ def run(quick: bool) -> Result:
     for _ in range(rounds):
         parts.append(ceilings.measure())
         found.append(once(load, records))
-    ratio = Figure.of([one.cpu_us / ceilings.drain_us(part) for one, part in zip(found, parts, strict=True)])
+    ratio = Figure.of([one.cpu_us / part.drain_us for one, part in zip(found, parts, strict=True)])
     table, fill = table_of(records, found, ratio)
     return Result(
         "What does it cost to deliver a backlog?",
@@ -69,7 +69,7 @@ def run(quick: bool) -> Result:
             Goal("drain CPU / ceilings", ratio.median, 1.9),
             Goal("batch fill with a backlog", fill.median, 95, ">=", "%"),
         ],
-        [ceilings.denominator(name, [part[name] for part in parts]) for name in ("read", "post", "delete")],
+        [ceilings.denominator(name, parts) for name in ("read", "post", "delete")],
         notes=[
             f"Filled with requests of {PER_REQUEST}. Ceilings: one read, one POST and one delete a batch of {BATCH}."
         ],

@@ -42,14 +42,14 @@ def run(quick: bool) -> Result:
     for _ in range(rounds):
         parts.append(ceilings.measure())
         found.append(once(load, records))
-    sums = [ceilings.ingest_us(part) + ceilings.drain_us(part) for part in parts]
+    sums = [part.ingest_us + part.drain_us for part in parts]
     ratio = Figure.of([one.cpu_us / total for one, total in zip(found, sums, strict=True)])
     table, _ = table_of(records, found, ratio)
     return Result(
         "What does a record cost from its arrival to its delivery?",
         [table],
         [Goal("end to end CPU / ceilings", ratio.median, 1.45)],
-        [ceilings.denominator(name, [part[name] for part in parts]) for name in ceilings.LIKE],
+        [ceilings.denominator(name, parts) for name in ceilings.LIKE],
         notes=["Ceilings: the sum of those of taking (500 a request) and of delivering (1,000 a request)."],
     )
 

@@ -48,16 +48,14 @@ def run(quick: bool) -> Result:
         if per_request == 1:
             bound = ceiling[shape]
         else:
-            bound = [r + p["decode"] + p["insert"] for r, p in zip(ceiling[shape], parts, strict=True)]
+            bound = [r + p.us["decode"] + p.us["insert"] for r, p in zip(ceiling[shape], parts, strict=True)]
         ratio = Figure.of([c / b for c, b in zip(cpu, bound, strict=True)])
         table.rows.append((per_request, connections, Figure.of(cpu), Figure.of(wall), ratio))
         if shape == (500, 8):
             result.goals.append(Goal("ingest CPU, 500 records a request / ceilings", ratio.median, 1.25))
         if shape == (1, 64):
             result.goals.append(Goal("one record a request, 64 in flight / bare aiohttp", ratio.median, 1.4))
-    result.denominators = [
-        ceilings.denominator(name, [part[name] for part in parts]) for name in ("receive", "decode", "insert")
-    ]
+    result.denominators = [ceilings.denominator(name, parts) for name in ("receive", "decode", "insert")]
     result.plots.append(
         Plot("ingest", "Taking a record, CPU", "us CPU a record", log_y=True,
              bars=[(f"Tillpost, {p} a request, {c} connections", Figure.of([x[0] for x in found[p, c]]).median)

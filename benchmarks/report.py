@@ -4,12 +4,10 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-
-from benchmarks.machine import Work
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,20 @@ class Goal:
 
 @dataclass(frozen=True)
 class Denominator:
-    """What others are divided by, us. Far above what a machine like this one should show, a ratio means nothing."""
+    """What others are divided by. Far above what a machine like this one should show, a ratio means nothing."""
 
     what: str
-    value: float
+    weighed: Figure
+    """Each measurement over how slow the machine was just then."""
     like: float
     """What it was on the machine the goals were set on."""
-    bound_by: Work
+
+    @property
+    def valid(self) -> bool:
+        return self.weighed.median <= 1.3 * self.like
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.weighed} as on the machine the goals were set on, where it was {number(self.like)}"
 
 
 @dataclass
@@ -108,16 +113,6 @@ class Result:
     plots: list[Plot] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    slowness: Mapping[Work, float] = field(default_factory=dict)
-    """Of the machine, while this was measured."""
-
-    def too_high(self) -> list[str]:
-        """The denominators that make this answer invalid."""
-        expected = [(each, each.like * self.slowness.get(each.bound_by, 1.0)) for each in self.denominators]
-        return [
-            f"{each.what}: {number(each.value)}, expected {number(like)}"
-            for each, like in expected if each.value > 1.3 * like
-        ]  # fmt: skip
 
 
 def markdown(result: Result, *, plots_in: str = "") -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.lab import apart, scratch
+from benchmarks.machine import slowness
 from benchmarks.peers.catalogue import LIBRARIES, MIXPANEL, PEERS, SIDECAR, SNOWPLOW, Peer, Setting, described
 from benchmarks.peers.sink import ANSWERS, HANGS, Sink
 from benchmarks.report import Denominator, Figure, Goal, Plot, Result, Table
@@ -61,6 +62,8 @@ class Row:
     peer: Peer
     setting: Setting
     costs: list[Cost] = field(default_factory=list)
+    slowness: list[float] = field(default_factory=list)
+    """Of the machine, after each measurement."""
 
     @property
     def judged(self) -> bool:
@@ -92,6 +95,7 @@ def run(quick: bool) -> Result:
                     own = folder / f"{turn}-{place}"
                     own.mkdir()
                     row.costs.append(apart(calls, row.peer.name, row.setting, sink.url, own))
+                    row.slowness.append(slowness("interpreter"))
     table = Table("", ("Library", "Setting", "CPU us a call", "Wall us", "p50 us", "p99 us", "A returned call means"))
     by_cost = sorted(rows, key=lambda row: row.figure("cpu").median)
     for row in by_cost:
@@ -106,9 +110,8 @@ def run(quick: bool) -> Result:
         pairs = zip(rows[0].costs, theirs[0].costs, strict=True)
         ratio = Figure.of([our.cpu / their.cpu for our, their in pairs])
         result.goals.append(Goal("track() CPU, validated and stamped / snowplow-tracker's", ratio.median, 0.5))
-        result.denominators.append(
-            Denominator("snowplow-tracker's track(), CPU us", theirs[0].figure("cpu").median, LIKE_US, "interpreter")
-        )
+        weighed = [cost.cpu / slow for cost, slow in zip(theirs[0].costs, theirs[0].slowness, strict=True)]
+        result.denominators.append(Denominator("snowplow-tracker's track(), CPU us", Figure.of(weighed), LIKE_US))
     return result
 
 

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from time import monotonic
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -109,11 +109,16 @@ def _tracks(
 
 
 def _signature(record_type: Callable[..., Record]) -> inspect.Signature:
-    hints = get_type_hints(record_type)
-    given = inspect.signature(record_type)
-    own = [parameter.replace(annotation=hints[name]) for name, parameter in given.parameters.items()]
+    given = inspect.signature(record_type).parameters.values()
+    own = [parameter.replace(annotation=_plain(parameter.annotation)) for parameter in given]
     myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     return inspect.Signature([myself, *own], return_annotation=Receipt)
+
+
+@functools.cache  # a few types stand in hundreds of places, and an import should be quick
+def _plain(annotation: Any) -> Any:
+    """A type without what `Annotated` adds."""
+    return get_type_hints(SimpleNamespace(__annotations__={"its": annotation}))["its"]
 
 
 def _say_what_is_missing(record_type: Callable[..., Record], args: tuple[object, ...], given: dict[str, Any]) -> None:
