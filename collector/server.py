@@ -196,7 +196,7 @@ class Server:
         head_s, idle_s = self._patience_s
         door = Door(
             partial(self._handle, loopback=listener.loopback, admin=admin),
-            Heads(self._familiar, ROUTES, self.take_room, self.free_room),
+            Heads(self._familiar, ROUTES, self.max_body, self.take_room, self.free_room),
             max_connections=_ADMIN_CONNECTIONS if admin else max(1, self._max_connections // shares),
             head_s=head_s, idle_s=idle_s, lingering_time=LINGER_S,
             access_log=None, logger=_SILENT, auto_decompress=False,

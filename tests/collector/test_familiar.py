@@ -98,6 +98,44 @@ async def test_a_head_is_parsed_once_and_the_answers_are_the_same() -> None:
         assert (server.in_progress, server.bytes_in_flight) == (0, 0)
 
 
+async def test_bodies_of_any_length_share_a_head() -> None:
+    async with serving(config(max_body=5000)) as (server, memory, _), sender(server) as one:
+        assert (await one.ask(salted(0)))[0] == 202
+        for count in (2, 9, 10, 20):
+            assert (await one.ask(*map(salted, range(count))))[0] == 202
+        assert (await one.ask(EVENT | {"eventSalt": "x", "params": {"y": "z" * 3000}}))[0] == 202
+        assert (parsed(server), len(memory.records)) == (1, 1 + 2 + 9 + 10 + 20 + 1)
+        status, _, told = await one.ask(EVENT | {"params": {"y": "z" * 5000}})
+        assert (status, parsed(server)) == (413, 2)
+        assert b"5000 bytes" in told
+
+
+ODD_LENGTHS = [
+    "Content-Length: 0{0}", "Content-Length: +{0}", "Content-Length: {0} ", "Content-Length: {0}, {0}",
+    "Content-Length: {0}\r\nContent-Length: {0}", "Content-Length: 1\r\nContent-Length: {0}",
+    "Content-Length: {0}\r\ncontent-length: 1", "Content-Length: 0", "Content-Length: -{0}", "Content-Length: 0x{0}",
+    "Content-Length: ", "Content-Length: {0}\n", "X-Content-Length: {0}", "Content-Length:{0}", "CONTENT-LENGTH: {0}",
+    "Content-Length: {0}\r\nTransfer-Encoding: chunked", "Content-Length: \u0661",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD_LENGTHS)
+async def test_a_length_that_is_written_oddly_means_what_it_always_meant(odd: str) -> None:
+    """Whatever aiohttp thinks of it, a server that knows the head otherwise thinks the same."""
+    heard = []
+    for known in (True, False):
+        async with serving(body_timeout_s=0.05) as (server, memory, _), sender(server) as one:
+            if known:
+                assert (await one.ask(salted(0)))[0] == 202
+            plain = request(salted(1))
+            head, body = plain.split(b"\r\n\r\n")
+            length = odd.format(len(body)).encode()
+            one.writer.write(re.sub(rb"Content-Length: \d+", length, head) + b"\r\n\r\n" + body)
+            status, *_ = await one.answer()
+            heard.append((status, [record["eventSalt"] for record in memory.records][known:]))
+    assert heard[0] == heard[1]
+
+
 @pytest.mark.parametrize(
     "special", [{"connection": "keep-alive"}, {"expect": "100-continue"}, {"content_encoding": "identity"}]
 )
@@ -234,7 +272,6 @@ async def test_requests_of_one_moment_are_stored_as_one_and_each_hears_its_own_c
         for number, one in enumerate(made):
             one.writer.write(request(*[salted(number)] * (number % 3)))
         answers = [await one.answer() for one in made]
-        # the first of each length is parsed; of one record each was known
         assert [(status, int(head.split(b"Accepted: ")[1][:1])) for status, head, _ in answers] == [
             (202, number % 3) for number in range(8)
         ]
