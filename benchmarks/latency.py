@@ -150,7 +150,7 @@ class Round(NamedTuple):
 
 
 def run(quick: bool) -> Result:
-    rounds, most, seconds = (2, 2, 2.0) if quick else (7, 16, 4.0)
+    rounds, most, seconds = (2, 2, 2.0) if quick else (5, 11, 4.0)
     slower: dict[int, list[Paced]] = {10: [], 100: []}
     found: list[Round] = []
     with scratch() as folder, Sink() as sink, Collector(folder, sink.url) as collector, ceilings.BareServer() as server:
