@@ -62,8 +62,8 @@ class Row:
     peer: Peer
     setting: Setting
     costs: list[Cost] = field(default_factory=list)
-    slowness: list[float] = field(default_factory=list)
-    """Of the machine, after each measurement."""
+    weighed: list[float] = field(default_factory=list)
+    """The CPU of each over how slow the machine was just then."""
 
     @property
     def judged(self) -> bool:
@@ -95,7 +95,7 @@ def run(quick: bool) -> Result:
                     own = folder / f"{turn}-{place}"
                     own.mkdir()
                     row.costs.append(apart(calls, row.peer.name, row.setting, sink.url, own))
-                    row.slowness.append(slowness("interpreter"))
+                    row.weighed.append(row.costs[-1].cpu / slowness("interpreter"))
     table = Table("", ("Library", "Setting", "CPU us a call", "Wall us", "p50 us", "p99 us", "A returned call means"))
     by_cost = sorted(rows, key=lambda row: row.figure("cpu").median)
     for row in by_cost:
@@ -110,8 +110,8 @@ def run(quick: bool) -> Result:
         pairs = zip(rows[0].costs, theirs[0].costs, strict=True)
         ratio = Figure.of([our.cpu / their.cpu for our, their in pairs])
         result.goals.append(Goal("track() CPU, validated and stamped / snowplow-tracker's", ratio.median, 0.5))
-        weighed = [cost.cpu / slow for cost, slow in zip(theirs[0].costs, theirs[0].slowness, strict=True)]
-        result.denominators.append(Denominator("snowplow-tracker's track(), CPU us", Figure.of(weighed), LIKE_US))
+        weighed = Figure.of(theirs[0].weighed)
+        result.denominators.append(Denominator("snowplow-tracker's track(), CPU us", weighed, LIKE_US))
     return result
 
 

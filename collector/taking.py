@@ -131,8 +131,8 @@ class Ahead:
             chunk = self._chunks.popleft()
             self._records -= chunk.left
             self._bytes -= len(chunk.body)
-        for chunk in work.added:
-            if chunk.lane == self._lane and chunk.id == self._last + 1 and not self._holds(self.RECORDS, self.BYTES):
+        for chunk in work.added.get(self._lane, ()):
+            if chunk.id == self._last + 1 and not self._holds(self.RECORDS, self.BYTES):
                 self._add(chunk)
 
     def step(self, work: Work, limits: Limits) -> bool:
@@ -149,7 +149,7 @@ class Ahead:
                 self._add(chunk)
                 rows += 1
         if damaged:  # the take buries it
-            self._valid = None
+            self._begin(None, 0)
         return rows == self.STEP and not enough and not damaged
 
     def chunks(self, work: Work, state: LaneState, damaged: list[Row]) -> Generator[Chunk, None, None]:

@@ -98,8 +98,8 @@ class Work:
         """Records newly parked: lane, row of `aside`, when they may be tried again, time since boot in ms."""
         self.only_adds = False
         """Whether this transaction does nothing but put records at the end of lanes."""
-        self.added: list[Chunk] = []
-        """Chunks put at the end of lanes, in order."""
+        self.added: dict[Lane, list[Chunk]] = {}
+        """Chunks put at the end of each lane, in order."""
         self.passed: dict[Lane, int] = {}
         """The last of the rows that were removed from the head of a lane, all of them and whole."""
         self._committed = lanes
@@ -110,7 +110,7 @@ class Work:
         """A function that puts the counts back as they are now; the rows are the savepoint's business."""
         ledger, lanes = Counter(self.ledger), {lane: msgspec.structs.replace(s) for lane, s in self.lanes.items()}
         dead_bytes, salts, parked = self.dead_bytes, set(self.new_dead_salts), list(self.parked)
-        added, passed = list(self.added), dict(self.passed)
+        added, passed = {lane: list(chunks) for lane, chunks in self.added.items()}, dict(self.passed)
 
         def undo() -> None:
             self.ledger, self.lanes, self.added, self.passed = ledger, lanes, added, passed
@@ -166,7 +166,7 @@ class Work:
             "INSERT INTO chunks (id, n, accepted_ms, crc, runs, ends, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (chunk.id, len(records), accepted_ms, crc_of(packed, cuts, chunk.body), packed, cuts, chunk.body),
         )
-        self.added.append(chunk)
+        self.added.setdefault(lane, []).append(chunk)
         state.pending += len(records)
         state.bytes += len(chunk.body) + 1 - len(records)
         self.ledger["pending"] += len(records)
