@@ -43,7 +43,7 @@ from collector.kinds import KINDS, Lane, Run
 from collector.lanes import Lanes
 from collector.outcomes import Answer, Later
 from collector.waiting import SystemTimer
-from collector.work import LaneState, Work
+from collector.work import SEQ_BITS, LaneState, Work
 from tracker.time import format_ms
 
 T = TypeVar("T")
@@ -187,13 +187,16 @@ class Disk:
     def on_records(self, listener: Callable[[Lane], None]) -> None:
         self._listeners = [listener]
 
+    def head(self, lane: Lane) -> int | None:
+        state, waiting = self._states[lane], len(self._waiting[lane])
+        return state.id << SEQ_BITS | state.last_seq - waiting + 1 if waiting else None
+
     async def take(self, lane: Lane, limits: Limits, gate: Gate) -> Batch | Wait | None:
         if not (records := self._waiting[lane][: limits.max_records]):
             return None
         latest = max(map(KINDS[lane.kind].time_ms, records))
-        seq = self._states[lane].last_seq - len(self._waiting[lane]) + 1
         runs = (Run(len(records), latest, None, 0),)
-        chunk = Chunk(self._states[lane].id << 40 | seq, lane, b",".join(records), ends_of(records), runs, 0)
+        chunk = Chunk(self.head(lane) or 0, lane, b",".join(records), ends_of(records), runs, 0)
         done = assemble(lane, [chunk], limits, gate)
         return done.batch or Wait(done.wait_until_ms)
 
@@ -202,8 +205,8 @@ class Disk:
             assert isinstance(fate, Delivered), fate
             gone = {part.record(i) for i in range(part.count)}
             kept = [record for record in self._waiting[part.lane] if record not in gone]
-            self._states[part.lane].pending -= len(self._waiting[part.lane]) - len(kept)
-            self._waiting[part.lane] = kept
+            state, self._waiting[part.lane] = self._states[part.lane], kept
+            state.pending, state.bytes = len(kept), sum(map(len, kept))
 
     def release(self, batch: Batch) -> None:
         """Nothing is in hand here."""

@@ -315,7 +315,7 @@ class Buffer:
         await asyncio.to_thread(self._mark.sync)
 
     def _load(self, conn: sqlite3.Connection) -> None:
-        self._lanes = {}
+        self._lanes, self._ahead = {}, {}
         self.damage = read_damage(conn)
         self._ledger = dict(conn.execute("SELECT name, n FROM ledger").fetchall())
         rows = conn.execute("SELECT id, kind, identifier, priority, last_seq, pending, aside, bytes FROM lanes")
@@ -442,6 +442,10 @@ class Buffer:
 
     def lane(self, lane: Lane) -> LaneState | None:
         return self._lanes.get(lane)
+
+    def head(self, lane: Lane) -> int | None:
+        """The id of the lane's first row, where it is known without asking the file."""
+        return self._ahead_of(lane).head
 
     def ledger(self) -> dict[str, int]:
         """The counters as last committed; they always add up."""

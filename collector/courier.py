@@ -8,6 +8,7 @@ it (G8), and nothing is sent twice in one run only because the disk would not no
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ STUCK: Final = 4
 """After so many server faults on one batch, and others passing meanwhile, it is suspected itself."""
 STUCK_ALONE: Final = 8
 """After so many of them with nothing else passing, small batches find out whether it is the upstream or a record."""
+APART: Final = 0.02
+"""Of ``batch.linger``: so far apart two lanes begin to send what has lingered. All lanes there can be fit into one."""
 _TYPES_MAX: Final = 20
 """More kinds of events than this are told apart by type only."""
 _WORK_S: Final = 60.0
@@ -55,6 +58,7 @@ class Source(Protocol):
     @property
     def erasures(self) -> int: ...
     def lane(self, lane: Lane, /) -> LaneState | None: ...
+    def head(self, lane: Lane, /) -> int | None: ...
     async def take(self, lane: Lane, limits: Limits, gate: Gate, /) -> Batch | Wait | None: ...
     async def settle(self, fates: Sequence[tuple[Batch, Fate]], /) -> None: ...
     def release(self, batch: Batch, /) -> None: ...
@@ -99,6 +103,9 @@ class Common:
     """Set whenever a lane got further, or stuck."""
     passed_ms: int = -1
     """When any lane last got something accepted, by the boot clock."""
+    next_turn_ms: float = -math.inf
+    """Of lanes whose records have waited for companions one begins to send at a time, and not before this time, by the
+    boot clock: what all of them send at once would keep a request that comes just then waiting for all of it."""
     starts_ms: int = 0
     """Not before this time by the boot clock: the start-up jitter."""
     _free_ms: float = 0.0
@@ -282,6 +289,9 @@ class Courier:
             gate, limits = self._common.keeper.gate(), self._common.sizes.limits(self.lane.kind, clock.boot_ms())
             before, self._erasures = self._state(), source.erasures
             self.arrived.clear()
+            if self._is_new(before) and self._may_grow(before.pending, before.body_size, limits):
+                await self._linger(limits.max_records, limits.max_bytes)
+                return None
             found = await source.take(self.lane, limits, gate)
         except Unknown:
             self._patience.back_off(Later("the buffer cannot be used now"))
@@ -305,29 +315,52 @@ class Courier:
 
         `before` is the lane as it was when the batch was taken.
         """
-        now, linger_ms = self._common.clock.boot_ms(), self._config.batch.linger * 1000
-        begun = max(self._sent_ms, self._since_ms if self._since_ms is not None else now)
-        left_ms = begun + linger_ms - now
-        full = batch.count >= limits.max_records or len(batch.body) >= limits.max_bytes * 0.95
-        if full or left_ms <= 0 or batch.from_aside or self.hurried or self._patience.in_trouble:
+        if batch.from_aside:
             return False
         head, position = batch.spans[0].chunk, batch.spans[0].start
-        newly_come = (head.id & ((1 << SEQ_BITS) - 1)) > self._seen_seq
-        if not newly_come and KINDS[self.lane.kind].time_ms(head.record(position)) <= self._horizon_ms:
+        if not self._came_since(head.id) and KINDS[self.lane.kind].time_ms(head.record(position)) <= self._horizon_ms:
             return False  # it could have gone with the last one, so more waits behind it
+        if not self._may_grow(batch.count, len(batch.body), limits):
+            return False
         self._common.source.release(batch)
-        self._patience.doing("idle")
-        self._lingers = (
+        await self._linger(
             before.pending + limits.max_records - batch.count, before.bytes + limits.max_bytes - len(batch.body)
-        )  # fmt: skip
+        )
+        return True
+
+    def _is_new(self, state: LaneState) -> bool:
+        """Whether all of the lane is known to have come since the last batch: no take need tell."""
+        head = self._common.source.head(self.lane)
+        return head is not None and not state.aside and self._came_since(head)
+
+    def _came_since(self, row: int) -> bool:
+        return row & ((1 << SEQ_BITS) - 1) > self._seen_seq
+
+    def _may_grow(self, count: int, size: int, limits: Limits) -> bool:
+        """Whether companions of so many records and bytes are to be waited for."""
+        if count >= limits.max_records or size >= limits.max_bytes * 0.95:
+            return False
+        return self._lingers_until_ms > self._common.clock.boot_ms() and not (self.hurried or self._patience.in_trouble)
+
+    @property
+    def _lingers_until_ms(self) -> float:
+        begun = self._common.clock.boot_ms() if self._since_ms is None else self._since_ms
+        return max(self._sent_ms, begun) + self._config.batch.linger * 1000
+
+    async def _linger(self, records: int, size: int) -> None:
+        """Wait until the lane holds so many records, or bytes, or has waited long enough and it is its turn."""
+        common, until_ms = self._common, self._lingers_until_ms
+        self._patience.doing("idle")
+        self._lingers = (records, size)
         try:
             self.arrived.clear()
-            self.came()  # enough of them, perhaps, while the batch was taken
-            while left_ms > 0 and not await self._patience.wait(self.arrived, left_ms / 1000):
-                left_ms = begun + linger_ms - self._common.clock.boot_ms()
+            self.came()  # enough of them, perhaps, meanwhile
+            while (left_ms := max(until_ms, common.next_turn_ms) - common.clock.boot_ms()) > 0:
+                if await self._patience.wait(self.arrived, left_ms / 1000):
+                    return
+            common.next_turn_ms = common.clock.boot_ms() + APART * self._config.batch.linger * 1000
         finally:
             self._lingers = None
-        return True
 
     async def _postponed(self, batch: Batch) -> bool:
         """Set aside what is known to be refused now. True when nothing of the batch is left."""

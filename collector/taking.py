@@ -2,7 +2,6 @@
 
 import sqlite3
 from array import array
-from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any, Final
@@ -114,8 +113,13 @@ class Ahead:
         """The connection all this is true for, and the lane's revision then."""
         self._last = 0
         """The row up to which the lane's rows are here, or gone."""
-        self._chunks: deque[Chunk] = deque()
+        self._chunks: list[Chunk] = []
         self._records = self._bytes = 0
+
+    @property
+    def head(self) -> int | None:
+        """The lane's first row, where it is here."""
+        return self._chunks[0].id if self._chunks else None
 
     def follow(self, work: Work, before: LaneState) -> None:
         """A transaction was committed, and the lane was like this before it."""
@@ -127,10 +131,9 @@ class Ahead:
             self._begin(None, 0)
             return
         self._valid = conn, after.revision
-        while passed is not None and self._chunks and self._chunks[0].id <= passed:
-            chunk = self._chunks.popleft()
-            self._records -= chunk.left
-            self._bytes -= len(chunk.body)
+        if passed is not None and self._chunks and self._chunks[0].id <= passed:
+            # hundreds may go at once: what stays is counted, which is little
+            self._keep([chunk for chunk in self._chunks if chunk.id > passed])
         for chunk in work.added.get(self._lane, ()):
             if chunk.id == self._last + 1 and not self._holds(self.RECORDS, self.BYTES):
                 self._add(chunk)
@@ -167,8 +170,12 @@ class Ahead:
 
     def _begin(self, valid: tuple[sqlite3.Connection, int] | None, last: int) -> None:
         self._valid, self._last = valid, last
-        self._chunks = deque()
-        self._records = self._bytes = 0
+        self._keep([])
+
+    def _keep(self, chunks: list[Chunk]) -> None:
+        self._chunks = chunks
+        self._records = sum([chunk.left for chunk in chunks])
+        self._bytes = sum([len(chunk.body) for chunk in chunks])
 
     def _holds(self, records: int, size: int) -> bool:
         return self._records >= records or self._bytes >= size

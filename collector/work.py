@@ -57,6 +57,11 @@ class LaneState(msgspec.Struct):
     revision: int = 0
     """Rises with every change of its chunks but records at its end; counted anew whenever the file is opened."""
 
+    @property
+    def body_size(self) -> int:
+        """Bytes of a body that holds all of its records: between brackets, with commas."""
+        return self.bytes + self.pending + 1
+
 
 def in_steps(sizes: Mapping[int, int], max_bytes: int) -> Iterator[list[int]]:
     """The ids of rows, given with their sizes in bytes, in parts that one commit can rewrite.

@@ -307,6 +307,26 @@ async def test_what_leaves_as_it_comes_is_not_read_from_the_file(
         assert len(rows_read) == 1
 
 
+async def test_the_head_of_a_lane_is_named_only_where_it_is_known(opened: Opener, path: Path) -> None:
+    async with opened(path) as buffer:
+        assert buffer.head(EMAIL) is None
+        await trickle(buffer, small(3))
+        first = buffer.head(EMAIL)
+        batch = await take(buffer, limits=Limits(2, 10_000))
+        assert first == batch.spans[0].chunk.id
+        await buffer.settle([(batch, Delivered())])
+        assert buffer.head(EMAIL) == batch.spans[-1].chunk.id + 1
+        await search.forget(buffer, search.Query(salt="s0002"))
+        assert buffer.head(EMAIL) is None
+        await trickle(buffer, ["t"])
+    async with opened(path) as buffer:
+        assert buffer.head(EMAIL) is None  # it is in the file: a take finds out
+        await trickle(buffer, ["u"])
+        assert buffer.head(EMAIL) is None
+        await take(buffer)
+        assert buffer.head(EMAIL) is not None
+
+
 async def test_of_a_backlog_a_request_s_worth_is_kept_in_memory(
     opened: Opener, path: Path, rows_read: list[int]
 ) -> None:
@@ -337,6 +357,8 @@ async def test_what_an_errored_commit_removed_is_not_sent_from_memory(
         with pytest.raises(Unknown):
             await buffer.settle([(batch, Delivered())])
         await trickle(buffer, new)
+        await buffer.quiet()
+        assert buffer.head(EMAIL) is None
         assert await everything(buffer) == [record(salt) for salt in ["kept", *new]]
         assert adds_up(buffer.ledger())
 

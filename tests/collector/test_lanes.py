@@ -232,6 +232,65 @@ async def test_a_steady_trickle_makes_one_request_per_linger(tmp_path: Path) -> 
     assert scene.upstream.stored == Counter(numbered(200))
 
 
+async def test_what_is_known_to_have_just_come_is_taken_once(tmp_path: Path) -> None:
+    async with world(tmp_path) as scene:
+        takes, take = [], scene.buffer.take
+
+        async def counted(*args: Any) -> Any:
+            takes.append(scene.clock.now)
+            return await take(*args)
+
+        scene.buffer.take = counted  # type: ignore[method-assign]
+        for i in range(100):
+            await scene.accept([f"s{i}"])
+            await scene.after(0.05)
+        await scene.empty()
+    assert len(scene.upstream.requests) >= 5
+    assert len(takes) == len(scene.upstream.requests)  # none only to see that it had better wait
+
+
+async def test_lanes_that_linger_alike_do_not_send_in_the_same_moment(tmp_path: Path) -> None:
+    lanes = [Lane("events", identifier, "live") for identifier in ("customId", "email", "id", "uuid")]
+    async with world(tmp_path) as scene:
+        for i in range(100):
+            await asyncio.gather(*(scene.accept([f"{lane.identifier}-{i}"], lane) for lane in lanes))
+            await scene.after(0.05)
+        await scene.empty()
+    times = sorted(at for at, *_ in scene.upstream.requests)
+    assert all(later - earlier >= 20 for earlier, later in pairwise(times))
+    for lane in lanes:
+        of_lane = [at for at, sent, *_ in scene.upstream.requests if sent == lane]
+        assert len(of_lane) >= 5
+        assert all(1_000 <= later - earlier <= 1_100 for earlier, later in pairwise(of_lane[:-1]))
+
+
+async def test_what_was_there_with_the_last_batch_goes_right_after_it(tmp_path: Path) -> None:
+    async with world(tmp_path, started=False, batch=BatchConfig(max_records=100, linger=600)) as scene:
+        for start in range(0, 250, 10):
+            await scene.accept(numbered(250)[start : start + 10])
+        await scene.lanes.start()
+        begun = scene.clock.now
+        await scene.empty()
+        assert scene.upstream.sizes == [100, 100, 50]
+        assert scene.clock.now - begun < 10_000
+
+
+async def test_what_waited_aside_does_not_wait_for_companions_of_what_just_came(tmp_path: Path) -> None:
+    async with world(tmp_path, batch=BatchConfig(linger=60)) as scene:
+        await scene.accept(["later"], time=format_ms(scene.clock.wall_ms() + 150_000))
+        await scene.until(lambda: scene.buffer.lanes()[0].aside == 1)
+        scene.upstream.hang = asyncio.Event()
+        await scene.accept(["first"])
+        await scene.until(lambda: scene.upstream.in_flight[EMAIL] == 1)
+        assert not scene.upstream.stored
+        await scene.after(32)  # its time has come
+        await scene.accept(["new"])
+        scene.upstream.hang.set()
+        answered = scene.clock.now
+        await scene.until(lambda: scene.upstream.stored["later"] == 1)
+        assert scene.clock.now - answered < 5_000
+
+
 async def test_while_nothing_may_leave_yet_the_buffer_is_hardly_asked(tmp_path: Path) -> None:
     async with world(tmp_path) as scene:
         scene.keeper.margin_ms, takes, take = 60_000, [], scene.buffer.take
