@@ -25,6 +25,10 @@ GATHER_S: Final = 0.001
 for an answer before asking again never meets this."""
 
 
+ENOUGH: Final = 3
+"""So many need not wait for more."""
+
+
 class Asked(NamedTuple):
     """A request, and whom to tell."""
 
@@ -101,4 +105,5 @@ class Together:
         finally:
             self._storing -= 1
             if self._waiting and not self._storing:
-                asyncio.get_running_loop().call_later(GATHER_S, self._turn)
+                few = sum(map(len, self._waiting.values())) < ENOUGH
+                asyncio.get_running_loop().call_later(GATHER_S if few else 0, self._turn)

@@ -13,9 +13,11 @@ import pytest
 from collector.admission import Full
 from collector.buffer import Unknown
 from collector.config import Config
+from collector.familiar import Known
 from collector.ingest import Ingest
 from collector.secret import Secret
 from collector.server import Server
+from collector.together import Asked, Together
 from collector.tokens import AdminToken, Tokens
 from tests.collector.surface import FixedClock, Memory, config, serving
 from tests.collector.test_server import EVENT, until
@@ -277,6 +279,39 @@ async def test_requests_of_one_moment_are_stored_as_one_and_each_hears_its_own_c
         ]
         assert len(memory.clocks) - stored < 8
         assert {parcel.lane.priority for parcel in memory.parcels} == {"live"}
+
+
+@pytest.mark.parametrize(("waiting", "patience_s"), [(1, 0.001), (2, 0.001), (3, 0), (50, 0)])
+async def test_few_that_waited_wait_for_more_and_many_do_not(
+    waiting: int, patience_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, answered = asyncio.Event(), list[Asked]()
+
+    async def store(_: object) -> None:
+        await stored.wait()
+
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    ingest = Ingest(Config(), FixedClock(), lambda: None)
+    together = Together(ingest, store, lambda asked, _: answered.append(asked), alone=never, failed=never)
+    loop, delays = asyncio.get_running_loop(), list[float]()
+    later = loop.call_later
+
+    def noted(delay: float, *call: Any) -> asyncio.TimerHandle:
+        if call[0] == together._turn:
+            delays.append(delay)
+        return later(delay, *call)
+
+    monkeypatch.setattr(loop, "call_later", noted)
+    bodies = [json.dumps([salted(i)]).encode() for i in range(1 + waiting)]
+    for body in bodies:
+        assert together.takes(Asked(Known("/v4/events/batch", {}, len(body)), body, never))
+        await some_turns()  # the first is being stored
+    assert not delays
+    stored.set()
+    await until(lambda: len(answered) == len(bodies))
+    assert delays == [patience_s]
 
 
 async def test_a_bad_request_among_them_is_refused_alone() -> None:
