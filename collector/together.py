@@ -23,10 +23,8 @@ TURN_MAX: Final = 128
 GATHER_S: Final = 0.001
 """When requests came while others were being stored, more are on their way: so long they are waited for. Whoever waits
 for an answer before asking again never meets this."""
-
-
 ENOUGH: Final = 3
-"""So many need not wait for more."""
+"""Where so many wait already they need not wait for more."""
 
 
 class Asked(NamedTuple):
