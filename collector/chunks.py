@@ -228,7 +228,9 @@ class Span(msgspec.Struct, frozen=True):
         return self.chunk.ends[self.stop - 1] - self.chunk.start(self.start)
 
     @property
-    def bytes(self) -> memoryview:
+    def bytes(self) -> "bytes | memoryview":
+        if self.stop - self.start == len(self.chunk.ends):  # all of it, as nearly always
+            return self.chunk.body
         return memoryview(self.chunk.body)[self.chunk.start(self.start) : self.chunk.ends[self.stop - 1]]
 
 
@@ -252,10 +254,7 @@ class Batch:
             return b"[]"
         parts: list[bytes | memoryview] = [b","] * (2 * len(self.spans) + 1)
         parts[0], parts[-1] = b"[", b"]"
-        # hundreds of spans, as small requests leave them: nearly all are whole chunks
-        parts[1::2] = [
-            span.chunk.body if span.stop - span.start == len(span.chunk.ends) else span.bytes for span in self.spans
-        ]
+        parts[1::2] = [span.bytes for span in self.spans]
         return b"".join(parts)
 
     @property

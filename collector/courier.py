@@ -42,7 +42,7 @@ STUCK: Final = 4
 STUCK_ALONE: Final = 8
 """After so many of them with nothing else passing, small batches find out whether it is the upstream or a record."""
 APART: Final = 0.02
-"""Of ``batch.linger``: so far apart two lanes begin to send what has lingered. All lanes there can be fit into one."""
+"""Of ``batch.linger``: so far apart two lanes begin to send what has lingered. One linger has turns for all lanes."""
 _TYPES_MAX: Final = 20
 """More kinds of events than this are told apart by type only."""
 _WORK_S: Final = 60.0

@@ -121,6 +121,17 @@ class World:
     def status(self, lane: Lane = EMAIL) -> Any:
         return self.lanes.activity()[lane]
 
+    def count_takes(self) -> list[float]:
+        """When the buffer was asked for a batch, from now on."""
+        takes, take = list[float](), self.buffer.take
+
+        async def counted(*args: Any) -> Any:
+            takes.append(self.clock.now)
+            return await take(*args)
+
+        self.buffer.take = counted  # type: ignore[method-assign]
+        return takes
+
     async def dead(self) -> list[tuple[str, str, int | None]]:
         rows = await self.buffer.run(
             lambda work: work.conn.execute("SELECT body, reason, status FROM dead ORDER BY id").fetchall()
@@ -234,13 +245,7 @@ async def test_a_steady_trickle_makes_one_request_per_linger(tmp_path: Path) -> 
 
 async def test_what_is_known_to_have_just_come_is_taken_once(tmp_path: Path) -> None:
     async with world(tmp_path) as scene:
-        takes, take = [], scene.buffer.take
-
-        async def counted(*args: Any) -> Any:
-            takes.append(scene.clock.now)
-            return await take(*args)
-
-        scene.buffer.take = counted  # type: ignore[method-assign]
+        takes = scene.count_takes()
         for i in range(100):
             await scene.accept([f"s{i}"])
             await scene.after(0.05)
@@ -293,13 +298,7 @@ async def test_what_waited_aside_does_not_wait_for_companions_of_what_just_came(
 
 async def test_while_nothing_may_leave_yet_the_buffer_is_hardly_asked(tmp_path: Path) -> None:
     async with world(tmp_path) as scene:
-        scene.keeper.margin_ms, takes, take = 60_000, [], scene.buffer.take
-
-        async def counted(*args: Any) -> Any:
-            takes.append(scene.clock.now)
-            return await take(*args)
-
-        scene.buffer.take = counted  # type: ignore[method-assign]
+        scene.keeper.margin_ms, takes = 60_000, scene.count_takes()
         begun = scene.clock.now
         for i in range(300):
             await scene.accept([f"s{i}"], time=format_ms(scene.clock.wall_ms()))
