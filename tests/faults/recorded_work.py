@@ -10,7 +10,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -29,6 +29,8 @@ MAX_SIZE: Final = 8 * 1024 * 1024
 WRITERS: Final = 3
 GATE: Final = Gate(now_ms=NOW_MS, margin_ms=2000)
 BACKLOG: Final = 400
+FATES: Final = {"delivered": 90, "dead": 4, "aside": 6}
+"""How often a taken record meets which fate, in a hundred."""
 
 
 class Work:
@@ -104,6 +106,12 @@ class Work:
         async with self.moving({"pending": list(names), "superseded": list(superseded)}):
             await self.buffer.append(parcels)
 
+    def _newer(self, dead: Sequence[str]) -> tuple[str, list[str]]:
+        """The next version of one of these dead letters, and those that it supersedes."""
+        key = _key(self.chance.choice(dead))
+        self.versions[int(key)] += 1
+        return f"{key}.{self.versions[int(key)]}", [name for name in dead if _key(name) == key]
+
     async def write(self) -> None:
         """Requests of mixed lanes, now and then with another version of a dead letter."""
         while not self.stop:
@@ -114,11 +122,9 @@ class Work:
             dead = [name for name in self._in_state("dead") if _key(name) not in self.busy]
             superseded: list[str] = []
             if dead and self.chance.random() < 0.3:
-                key = _key(self.chance.choice(dead))
-                superseded = [name for name in dead if _key(name) == key]
-                self.versions[int(key)] += 1
-                names.append(f"{key}.{self.versions[int(key)]}")
-                self.busy.add(key)
+                newer, superseded = self._newer(dead)
+                names.append(newer)
+                self.busy.add(_key(newer))
             await self.append(names, superseded)
             self.busy -= {_key(name) for name in superseded}
 
@@ -139,12 +145,12 @@ class Work:
                     break
             self.buffer.release(taken)
 
-    async def _settle(self, taken: Batch, some: list[int]) -> None:
+    async def _settle(self, taken: Batch, some: list[int], fated: Mapping[str, int] = FATES) -> None:
         names = {i: name_of(taken.record(i)) for i in some}
         fates: list[tuple[Batch, Fate]] = []
         moves: dict[str, list[str]] = {"delivered": [], "dead": []}
         buried: set[str] = set()
-        kinds = self.chance.choices(("delivered", "dead", "aside"), (90, 4, 6), k=len(some))
+        kinds = self.chance.choices(list(fated), list(fated.values()), k=len(some))
         delivered = []
         for i, kind in zip(some, kinds, strict=True):
             key = _key(names[i])
@@ -188,6 +194,21 @@ class Work:
                 async with self.moving({"discarded": [name]}):
                     await search.forget(self.buffer, search.Query(salt=f"k{_key(name)}"))
 
+    async def _leave_some(self) -> None:
+        """Leave a dead letter and a superseded one for certain, where chance has left none."""
+        await self._bury()
+        if not self._in_state("superseded"):
+            newer, superseded = self._newer(self._in_state("dead"))
+            await self.append([newer], superseded)
+            await self._bury()
+
+    async def _bury(self) -> None:
+        while not self._in_state("dead"):
+            taken = await self.buffer.take(self.chance.choice(LANES), Limits(1, 60_000), GATE)
+            if isinstance(taken, Batch):
+                await self._settle(taken, [0], {"dead": 1})
+                self.buffer.release(taken)
+
     async def _ids(self, names: Sequence[str]) -> list[int]:
         rows = await self.buffer.run(lambda work: work.conn.execute("SELECT id, body FROM dead").fetchall())
         return [letter for letter, body in rows if name_of(body) in names]
@@ -206,6 +227,7 @@ class Work:
             tasks += [self.deliver(number) for number in range(len(LANES))]
             tasks += [self.operate(), self._until(requests // 2)]
             await asyncio.gather(*tasks)
+            await self._leave_some()
             await self.buffer.close()
 
     async def _until(self, requests: int) -> None:
