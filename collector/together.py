@@ -20,9 +20,9 @@ BODY_MAX: Final = 16 * 1024
 """Bytes of a body worth sharing; larger ones are read as fast by themselves."""
 TURN_MAX: Final = 128
 """Requests read as one: what the loop does at a stretch stays under some milliseconds."""
-GATHER_S: Final = 0.001
-"""When requests came while others were being stored, more are on their way: so long they are waited for. Whoever waits
-for an answer before asking again never meets this."""
+GATHER_S: Final = 0.0015
+"""When requests came while others were being stored, more are on their way: they are waited for until the first has
+waited so long. Whoever waits for an answer before asking again never meets this."""
 ENOUGH: Final = 3
 """Where so many wait already they need not wait for more."""
 
@@ -59,6 +59,8 @@ class Together:
         self._alone = alone
         self._failed = failed
         self._waiting: dict[tuple[str, str | None], list[Asked]] = {}
+        self._since = 0.0
+        """When the first of them came, by the loop's clock."""
         self._storing = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -67,8 +69,11 @@ class Together:
         path, headers, length = asked.known
         if length > BODY_MAX or CLOCK_HEADER in headers or not self._ingest.is_batch(path):
             return False
-        if not self._waiting and not self._storing:
-            asyncio.get_running_loop().call_soon(self._turn)
+        if not self._waiting:
+            loop = asyncio.get_running_loop()
+            self._since = loop.time()
+            if not self._storing:
+                loop.call_soon(self._turn)
         self._waiting.setdefault((path, headers.get(PRIORITY_HEADER)), []).append(asked)
         return True
 
@@ -104,4 +109,4 @@ class Together:
             self._storing -= 1
             if self._waiting and not self._storing:
                 few = sum(map(len, self._waiting.values())) < ENOUGH
-                asyncio.get_running_loop().call_later(GATHER_S if few else 0, self._turn)
+                asyncio.get_running_loop().call_at(self._since + (GATHER_S if few else 0), self._turn)
