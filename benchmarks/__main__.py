@@ -22,9 +22,10 @@ from benchmarks.lab import memory_mib
 from benchmarks.report import Result
 
 QUESTIONS = (
-    "track", "client", "faults", "ceilings", "ingest", "drain", "end_to_end", "latency", "durability", "backlog",
+    "latency", "track", "client", "faults", "ceilings", "ingest", "drain", "end_to_end", "durability", "backlog",
     "start", "idle", "isolating",
 )  # fmt: skip
+"""Latency first: what the machine's host does with its processors spoils it most, and a run begins when it is quiet."""
 HERE = Path(__file__).parent
 PACKAGES = ("aiohttp", "msgspec", "orjson", "aiosqlite")
 
